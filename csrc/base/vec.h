@@ -1,0 +1,282 @@
+// Float vectors at the native width of the file's compile flags, on GCC/Clang vector extensions.
+// Included only by ISA files (avx2.cpp, avx512.cpp, neon.cpp) and generic.h; everything is in an
+// unnamed namespace, so no inline function compiled with -mavx2 can be the copy the linker keeps.
+// gcc 12 traps: fully unroll loops that index arrays of vectors (EFFINFER_UNROLL), and copy sizes
+// and pointers to locals (stores through may_alias types make the compiler reload struct fields).
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "base/dtype.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define EFFINFER_UNROLL _Pragma("GCC unroll 64")
+#define EFFINFER_INLINE inline __attribute__((always_inline))
+
+namespace effinfer {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+// clang-format off
+typedef float    Vec  __attribute__((vector_size(kLanes * 4)));
+typedef int32_t  IVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
+typedef float    VecAny  __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef uint16_t HalfAny __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+typedef uint16_t Half __attribute__((vector_size(kLanes * 2)));
+// clang-format on
+
+EFFINFER_INLINE Vec splat(float x) { return x - Vec{}; }
+EFFINFER_INLINE IVec splat_i(int32_t x) { return x - IVec{}; }
+EFFINFER_INLINE IVec bits_of(Vec x) { return (IVec)x; }
+EFFINFER_INLINE Vec from_bits(IVec x) { return (Vec)x; }
+
+// mask lanes are all ones or all zeros, as comparisons give them.
+EFFINFER_INLINE Vec select(IVec mask, Vec yes, Vec no) {
+  return (Vec)((mask & (IVec)yes) | (~mask & (IVec)no));
+}
+
+EFFINFER_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// Like the CPU's min/max: the second operand when either is NaN (AVX), NaN on NEON.
+EFFINFER_INLINE Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#elif defined(__aarch64__)
+  return vminq_f32(a, b);
+#else
+  return select(a < b, a, b);
+#endif
+}
+
+EFFINFER_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__aarch64__)
+  return vmaxq_f32(a, b);
+#else
+  return select(a > b, a, b);
+#endif
+}
+
+EFFINFER_INLINE Vec abs(Vec x) { return (Vec)((IVec)x & splat_i(0x7fffffff)); }
+
+EFFINFER_INLINE Vec round(Vec x) {  // to nearest, ties to even
+#if defined(__AVX512F__)
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+  return vrndnq_f32(x);
+#else
+  const Vec magic = splat(12582912.f);
+  return (x + magic) - magic;
+#endif
+}
+
+EFFINFER_INLINE IVec to_int(Vec x) {  // of an already rounded value
+#if defined(__AVX512F__)
+  return (IVec)_mm512_cvtps_epi32(x);
+#elif defined(__AVX2__)
+  return (IVec)_mm256_cvtps_epi32(x);
+#elif defined(__aarch64__)
+  return (IVec)vcvtnq_s32_f32(x);
+#else
+  return __builtin_convertvector(x, IVec);
+#endif
+}
+
+// ---- memory -------------------------------------------------------------------------------------
+
+EFFINFER_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAny*>(p); }
+
+EFFINFER_INLINE Vec load(const bf16* p) {
+  const Half h = *reinterpret_cast<const HalfAny*>(p);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+#else
+  return (Vec)(__builtin_convertvector(h, UVec) << 16);
+#endif
+}
+
+EFFINFER_INLINE Vec load(const f16* p) {
+  const Half h = *reinterpret_cast<const HalfAny*>(p);
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps((__m256i)h);
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps((__m128i)h);
+#elif defined(__aarch64__)
+  return vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)h));
+#endif
+}
+
+EFFINFER_INLINE void store(float* p, Vec x) { *reinterpret_cast<VecAny*>(p) = x; }
+
+EFFINFER_INLINE void store(bf16* p, Vec x) {  // round to nearest even; NaN stays NaN
+  const UVec u = (UVec)x;
+  const UVec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  const UVec nan = (u >> 16) | 0x40;
+  const IVec is_nan = x != x;
+  const UVec r = ((UVec)is_nan & nan) | (~(UVec)is_nan & rounded);
+  *reinterpret_cast<HalfAny*>(p) = (HalfAny) __builtin_convertvector(r, Half);
+}
+
+EFFINFER_INLINE void store(f16* p, Vec x) {
+#if defined(__AVX512F__)
+  *reinterpret_cast<HalfAny*>(p) = (HalfAny)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+  *reinterpret_cast<HalfAny*>(p) = (HalfAny)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  *reinterpret_cast<HalfAny*>(p) = (HalfAny)vreinterpret_u16_f16(vcvt_f16_f32(x));
+#endif
+}
+
+// First n (0 <= n < kLanes) elements; the other lanes are zero. Touches nothing beyond.
+template <class T>
+EFFINFER_INLINE Vec load_n(const T* p, int64_t n) {
+  T part[kLanes];
+  std::memset(part, 0, sizeof(part));
+  std::memcpy(part, p, static_cast<size_t>(n) * sizeof(T));
+  return load(part);
+}
+
+template <class T>
+EFFINFER_INLINE void store_n(T* p, Vec x, int64_t n) {
+  T part[kLanes];
+  store(part, x);
+  std::memcpy(p, part, static_cast<size_t>(n) * sizeof(T));
+}
+
+// kLanes elements `stride` apart.
+template <class T>
+EFFINFER_INLINE Vec load_strided(const T* p, int64_t stride, int64_t n = kLanes) {
+  T part[kLanes];
+  std::memset(part, 0, sizeof(part));
+  for (int64_t i = 0; i < n; ++i) part[i] = p[i * stride];
+  return load(part);
+}
+
+template <class T>
+EFFINFER_INLINE void store_strided(T* p, int64_t stride, Vec x, int64_t n = kLanes) {
+  T part[kLanes];
+  store(part, x);
+  for (int64_t i = 0; i < n; ++i) p[i * stride] = part[i];
+}
+
+// One element, for loop tails and scalars.
+EFFINFER_INLINE float load1(const float* p) { return *p; }
+template <class T>
+EFFINFER_INLINE float load1(const T* p) {
+  return load_n(p, 1)[0];
+}
+EFFINFER_INLINE void store1(float* p, float x) { *p = x; }
+template <class T>
+EFFINFER_INLINE void store1(T* p, float x) {
+  store_n(p, splat(x), 1);
+}
+
+// Sum of all lanes, halves first: a fixed order, part of every op's contract.
+EFFINFER_INLINE float sum(Vec x) {
+  float part[kLanes];
+  std::memcpy(part, &x, sizeof(part));
+  EFFINFER_UNROLL
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    EFFINFER_UNROLL
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
+}
+
+// ---- functions (largest error in ulp found over all floats in the stated range) -----------------
+
+// 2^x, <= 2 ulp; 0 below -126 (no denormals are produced), inf from 128, NaN for NaN.
+EFFINFER_INLINE Vec exp2(Vec x) {
+  const Vec lo = splat(-127.f), hi = splat(128.f);
+  const Vec n = round(min(max(x, lo), hi));  // NaN becomes lo here and is put back at the end
+  const Vec r = min(max(x, lo), hi) - n;
+  Vec q = splat(0.00015403507859446108f);
+  q = fma(q, r, splat(0.0013390736421570182f));
+  q = fma(q, r, splat(0.009618237614631653f));
+  q = fma(q, r, splat(0.05550357326865196f));
+  q = fma(q, r, splat(0.24022649228572845f));
+  q = fma(q, r, splat(0.6931471824645996f));
+  const Vec p = fma(q, r, splat(1.f));
+  Vec y = from_bits(bits_of(p) + (to_int(n) << 23));
+  y = select(x >= hi, splat(__builtin_inff()), y);
+  y = select(x < splat(-126.f), Vec{}, y);
+  return select(x != x, x, y);
+}
+
+// e^x, <= 2 ulp; 0 below -87.33, inf above 88.72, NaN for NaN.
+EFFINFER_INLINE Vec exp(Vec x) {
+  const Vec lo = splat(-87.33654f), hi = splat(88.72283f);
+  const Vec c = min(max(x, lo), hi);
+  const Vec n = round(c * splat(1.44269504f));
+  Vec r = fma(n, splat(-0.693359375f), c);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Vec q = splat(0.0013901282800361514f);
+  q = fma(q, r, splat(0.008363145403563976f));
+  q = fma(q, r, splat(0.04166685417294502f));
+  q = fma(q, r, splat(0.16666577756404877f));
+  q = fma(q, r, splat(0.5f));
+  const Vec p = fma(q, r * r, r) + splat(1.f);
+  // 2^n in two factors: n = 128 is reached just below overflow.
+  const IVec k = to_int(n), half = k >> 1;
+  const Vec s1 = from_bits((half + 127) << 23), s2 = from_bits((k - half + 127) << 23);
+  Vec y = p * s1 * s2;
+  y = select(x > hi, splat(__builtin_inff()), y);
+  y = select(x < lo, Vec{}, y);
+  return select(x != x, x, y);
+}
+
+// log(1 + y) for 0 <= y <= 1, <= 2 ulp: 2 atanh(y / (2 + y)).
+EFFINFER_INLINE Vec log1p_unit(Vec y) {
+  const Vec s = y / (y + splat(2.f));
+  const Vec t = s * s;
+  Vec q = splat(0.14089162647724152f);
+  q = fma(q, t, splat(0.13980302214622498f));
+  q = fma(q, t, splat(0.20012454688549042f));
+  q = fma(q, t, splat(0.3333315849304199f));
+  const Vec s2 = s + s;
+  return fma(q * t, s2, s2);
+}
+
+// log(1 + e^x); x itself above 20, as torch's softplus.
+EFFINFER_INLINE Vec softplus(Vec x) {
+  const Vec y = max(x, Vec{}) + log1p_unit(exp(-abs(x)));
+  return select((x > splat(20.f)) | (x != x), x, y);
+}
+
+EFFINFER_INLINE Vec sigmoid(Vec x) { return splat(1.f) / (splat(1.f) + exp(-x)); }
+EFFINFER_INLINE Vec silu(Vec x) { return x / (splat(1.f) + exp(-x)); }
+
+}  // namespace
+}  // namespace effinfer

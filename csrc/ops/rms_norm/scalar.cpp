@@ -1,0 +1,46 @@
+// The definition, one element at a time.
+#include "base/scalar.h"
+
+#include "ops/rms_norm/rms_norm.h"
+
+namespace effinfer {
+namespace {
+
+template <class X, class R, class O>
+void normalise_rows(const RmsNorm& a, int64_t begin, int64_t end) {
+  using scalar::get;
+  using scalar::put;
+  for (int64_t row = begin; row < end; ++row) {
+    const X* x = static_cast<const X*>(a.x) + row * a.x_stride;
+    const R* residual = static_cast<const R*>(a.residual) + row * a.residual_stride;
+    X* y = static_cast<X*>(a.y) + row * a.y_stride;
+    O* out = static_cast<O*>(a.residual_out) + row * a.residual_out_stride;
+    const auto value = [&](int64_t i) {
+      return a.residual != nullptr ? get(x + i) + get(residual + i) : get(x + i);
+    };
+    double squares = 0;
+    for (int64_t i = 0; i < a.dim; ++i) squares += double{value(i)} * value(i);
+    const float mean = static_cast<float>(squares / static_cast<double>(a.dim));
+    const float scale = 1.f / std::sqrt(mean + a.eps);
+    for (int64_t i = 0; i < a.dim; ++i) {
+      const float r = value(i);
+      const float w = a.weight == nullptr ? 1.f : a.weight[i] + (a.unit_offset ? 1.f : 0.f);
+      if (a.residual_out != nullptr) put(out + i, r);
+      put(y + i, r * scale * w);
+    }
+  }
+}
+
+}  // namespace
+
+void rms_norm_scalar(const RmsNorm& a, int64_t begin, int64_t end) {
+  with_type(a.x_type, [&](auto x) {
+    with_type(a.residual_type, [&](auto r) {
+      with_type(a.residual_out_type, [&](auto o) {
+        normalise_rows<decltype(x), decltype(r), decltype(o)>(a, begin, end);
+      });
+    });
+  });
+}
+
+}  // namespace effinfer

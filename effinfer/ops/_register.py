@@ -1,0 +1,94 @@
+"""How an op becomes ``torch.ops.effinfer.<op>`` and a fast Python function at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+import torch
+
+from effinfer import _native
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_library: Any = cast(Any, torch.library).Library("effinfer", "FRAGMENT")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class Op:
+    """One registered op: its native run, its fake, and its plain-torch reference.
+
+    ``schema`` is the op's torch signature without its name; ``run``, ``fake`` and ``reference`` take
+    exactly these arguments by position and return what the schema says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        run: Callable[..., Any],
+        fake: Callable[..., Any],
+        reference: Callable[..., Any],
+    ) -> None:
+        self.name = name
+        self._run = run
+        self._reference = reference
+        # `Library.impl` costs 3-4 us a call where `custom_op` costs 10-45.
+        _library.define(name + schema)
+        _library.impl(name, self._dispatched, "CPU")
+        _library.impl(name, self._dispatched, "CUDA")
+        torch.library.register_fake(f"effinfer::{name}", fake, lib=_library)
+        self._torch_op = getattr(torch.ops.effinfer, name).default
+
+    def _dispatched(self, *args: Any) -> Any:
+        return self._reference(*args) if _native.wants_reference() else self._run(*args)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run eagerly without the dispatcher where that is the same thing, else through it."""
+        if torch.compiler.is_compiling() or type(args[0]) not in _PLAIN:
+            return self._torch_op(*args)
+        return self._reference(*args) if _native.wants_reference() else self._run(*args)
+
+
+class OpFunction(Generic[P, R]):
+    """Type of a public op function: callable, with ``isa()`` and ``reference`` beside it."""
+
+    isa: Callable[[], str]
+    reference: Callable[..., Any]
+    __name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...  # type: ignore[empty-body]
+
+
+def public(op: Op) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
+    """Give a public op function its ``isa()`` and ``reference``; the function stays a function."""
+
+    def mark(function: Callable[P, R]) -> OpFunction[P, R]:
+        marked = cast(Any, function)
+        marked.isa = lambda: _native.module("_C").kernels()[op.name]
+        marked.reference = op._reference
+        return cast(OpFunction[P, R], marked)
+
+    return mark
+
+
+def inference_only(op: str, *inputs: torch.Tensor | None) -> None:
+    """Refuse inputs that want a gradient: the kernels have no backward pass."""
+    if not torch.is_grad_enabled():
+        return
+    for tensor in inputs:
+        if tensor is not None and tensor.requires_grad and type(tensor) is not torch.nn.Parameter:
+            raise RuntimeError(
+                f"{op}: an input of shape {tuple(tensor.shape)} requires grad, but this op has no "
+                f"backward pass; run it under torch.inference_mode(), or use "
+                f"effinfer.ops.{op}.reference for training"
+            )
+
+
+def contiguous_rows(x: torch.Tensor) -> torch.Tensor:
+    """``x`` itself when its last dimension is dense and its rows evenly spaced, else a copy."""
+    if x.is_contiguous() or (x.dim() == 2 and x.stride(1) == 1):
+        return x
+    return x.contiguous()

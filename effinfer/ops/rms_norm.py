@@ -1,0 +1,163 @@
+"""RMSNorm with an optional residual add (arXiv 1910.07467)."""
+
+from __future__ import annotations
+
+from typing import cast, overload
+
+import torch
+
+from effinfer._native import native
+from effinfer.ops._register import Op, contiguous_rows, inference_only, public
+
+
+def _reference(
+    x: torch.Tensor, weight: torch.Tensor | None, eps: float, unit_offset: bool
+) -> torch.Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    r = x.to(wide)
+    y = r * torch.rsqrt(r.square().mean(-1, keepdim=True) + eps)
+    if weight is not None:
+        y = y * (weight.to(wide) + (1 if unit_offset else 0))
+    return y.to(x.dtype)
+
+
+def _fake(
+    x: torch.Tensor, weight: torch.Tensor | None, eps: float, unit_offset: bool
+) -> torch.Tensor:
+    return torch.empty_like(contiguous_rows(x))
+
+
+def _run(
+    x: torch.Tensor, weight: torch.Tensor | None, eps: float, unit_offset: bool
+) -> torch.Tensor:
+    inference_only("rms_norm", x)
+    x = contiguous_rows(x)
+    y = torch.empty_like(x)
+    native(x).rms_norm(x, _float32(weight), eps, None, unit_offset, y, None)
+    return y
+
+
+def _residual_type(x: torch.Tensor, residual: torch.Tensor, in_fp32: bool) -> torch.dtype:
+    return torch.float32 if in_fp32 else torch.promote_types(x.dtype, residual.dtype)
+
+
+def _float32(weight: torch.Tensor | None) -> torch.Tensor | None:
+    return weight if weight is None or weight.dtype is torch.float32 else weight.float()
+
+
+def _reference_residual(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    unit_offset: bool,
+    residual: torch.Tensor,
+    in_fp32: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    r = x.to(wide) + residual.to(wide)
+    y = _reference(r, weight, eps, unit_offset)
+    return y.to(x.dtype), r.to(_residual_type(x, residual, in_fp32))
+
+
+def _fake_residual(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    unit_offset: bool,
+    residual: torch.Tensor,
+    in_fp32: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y = torch.empty_like(contiguous_rows(x))
+    return y, torch.empty_like(y, dtype=_residual_type(x, residual, in_fp32))
+
+
+def _run_residual(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    unit_offset: bool,
+    residual: torch.Tensor,
+    in_fp32: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    inference_only("rms_norm", x, residual)
+    x, residual = contiguous_rows(x), contiguous_rows(residual)
+    y, r = _fake_residual(x, weight, eps, unit_offset, residual, in_fp32)
+    native(x).rms_norm(x, _float32(weight), eps, residual, unit_offset, y, r)
+    return y, r
+
+
+_OP = Op(
+    "rms_norm",
+    "(Tensor x, Tensor? weight, float eps, bool unit_offset) -> Tensor",
+    run=_run,
+    fake=_fake,
+    reference=_reference,
+)
+_OP_RESIDUAL = Op(
+    "rms_norm_residual",
+    "(Tensor x, Tensor? weight, float eps, bool unit_offset, Tensor residual, bool in_fp32)"
+    " -> (Tensor, Tensor)",
+    run=_run_residual,
+    fake=_fake_residual,
+    reference=_reference_residual,
+)
+
+
+@overload
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = ...,
+    eps: float = ...,
+    *,
+    unit_offset: bool = ...,
+) -> torch.Tensor: ...
+@overload
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = ...,
+    eps: float = ...,
+    *,
+    residual: torch.Tensor,
+    residual_in_fp32: bool = ...,
+    unit_offset: bool = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@public(_OP)
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    residual: torch.Tensor | None = None,
+    residual_in_fp32: bool = False,
+    unit_offset: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Normalise the last dimension by its root mean square, optionally adding a residual first.
+
+    ``r = x + residual``, ``y = r * rsqrt(mean(r^2) + eps) * weight``.
+
+    Args:
+        x: ``(..., D)``, float32, bfloat16 or float16; any strides (a copy is made unless the last
+            dimension is dense and rows are evenly spaced).
+        weight: ``(D,)`` or None for 1.
+        eps: added to the mean square.
+        residual: same shape as ``x``; its sum with ``x`` is returned too.
+        residual_in_fp32: return that sum in float32 rather than the wider of the two types.
+        unit_offset: scale by ``1 + weight``.
+
+    Returns:
+        ``y`` in ``x``'s dtype, or ``(y, r)`` when a residual is given.
+
+    Error bound: relative L2 against float64 <= 1e-6 (float32), 4e-3 (bfloat16), 5e-4 (float16).
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that does not fit.
+        RuntimeError: an input requires grad.
+    """
+    if residual is None:
+        return cast(torch.Tensor, _OP(x, weight, eps, unit_offset))
+    return cast(
+        tuple[torch.Tensor, torch.Tensor],
+        _OP_RESIDUAL(x, weight, eps, unit_offset, residual, residual_in_fp32),
+    )

@@ -1,0 +1,59 @@
+#include "ops/rms_norm/rms_norm.h"
+
+#include "testing.h"
+
+namespace effinfer {
+namespace {
+
+class RmsNormTest : public testing::PerIsa {};
+EFFINFER_PER_ISA(RmsNormTest);
+
+template <class T>
+void expect_matches_float64(DType type, double bound) {
+  for (int64_t dim : {1, 3, 8, 33, 64, 257, 768}) {
+    const int64_t rows = 5, stride = dim + 3;
+    const auto x = testing::to_type<T>(testing::random_floats(rows * stride, 7 + dim));
+    const auto residual = testing::to_type<T>(testing::random_floats(rows * dim, 9 + dim));
+    const auto weight = testing::random_floats(dim, 11);
+    std::vector<T> y(rows * dim), r(rows * dim);
+    rms_norm({.x = x.data(),
+              .residual = residual.data(),
+              .weight = weight.data(),
+              .y = y.data(),
+              .residual_out = r.data(),
+              .rows = rows,
+              .dim = dim,
+              .x_stride = stride,
+              .residual_stride = dim,
+              .y_stride = dim,
+              .residual_out_stride = dim,
+              .x_type = type,
+              .residual_type = type,
+              .residual_out_type = type,
+              .eps = 1e-5f,
+              .unit_offset = true});
+    std::vector<double> want_y(rows * dim), want_r(rows * dim);
+    for (int64_t row = 0; row < rows; ++row) {
+      double squares = 0;
+      for (int64_t i = 0; i < dim; ++i) {
+        double& v = want_r[row * dim + i];
+        v = double{scalar::get(&x[row * stride + i])} + scalar::get(&residual[row * dim + i]);
+        squares += v * v;
+      }
+      const double scale = 1 / std::sqrt(squares / dim + 1e-5);
+      for (int64_t i = 0; i < dim; ++i)
+        want_y[row * dim + i] = want_r[row * dim + i] * scale * (1 + double{weight[i]});
+    }
+    EXPECT_LE(testing::relative_error(y, want_y), bound) << "dim " << dim;
+    EXPECT_LE(testing::relative_error(r, want_r), bound) << "dim " << dim;
+  }
+}
+
+TEST_P(RmsNormTest, MatchesFloat64) {
+  expect_matches_float64<float>(DType::f32, 1e-6);
+  expect_matches_float64<bf16>(DType::bf16, 4e-3);
+  expect_matches_float64<f16>(DType::f16, 5e-4);
+}
+
+}  // namespace
+}  // namespace effinfer
