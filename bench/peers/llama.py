@@ -58,13 +58,15 @@ class LlamaModel:
         self.position = len(ids)
         return self._logits(last, 1)[0]
 
-    def start(self, ids: list[list[int]]) -> np.ndarray:
-        """Prefills one prompt a sequence, all of one length."""
+    def start(self, ids: list[list[int]]) -> list[int]:
+        """Prefills one prompt a sequence, all of one length; each one's most likely next token."""
         self._forget()
+        tokens = []
         for sequence, row in enumerate(ids):
             self._decode([(t, i, sequence, i == len(row) - 1) for i, t in enumerate(row)])
+            tokens.append(int(self._logits(len(row) - 1, 1).argmax()))
         self.position = len(ids[0])
-        return self._logits(len(ids[-1]) - 1, 1)[0]
+        return tokens
 
     def step(self, tokens: list[int]) -> np.ndarray:
         """One more token for every sequence; their logits (sequences, vocab)."""
