@@ -14,7 +14,11 @@ from typing import Any
 def bench_binary() -> str | None:
     """effinfer-bench: $EFFINFER_BENCH, the installed one, or a build in this tree."""
     built = sorted((Path(__file__).parents[2] / "build").glob("**/effinfer-bench"))
-    candidates = [os.environ.get("EFFINFER_BENCH"), shutil.which("effinfer-bench"), *map(str, built)]
+    candidates = [
+        os.environ.get("EFFINFER_BENCH"),
+        shutil.which("effinfer-bench"),
+        *map(str, built),
+    ]
     return next((path for path in candidates if path and Path(path).exists()), None)
 
 

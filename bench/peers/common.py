@@ -207,7 +207,7 @@ def write_case(comparison: str, case: str, entry: dict[str, Any], path: Path | N
     path = path or RESULTS / f"{comparison}.json"
     data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
     data["machine"] = machine()
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")
     command = " ".join(["python -m", f"bench.peers.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     data["cases"][case] = {"commit": commit(), "date": stamp, "command": command, **entry}
     data["cases"] = dict(sorted(data["cases"].items()))

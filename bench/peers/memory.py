@@ -95,7 +95,7 @@ def main() -> None:
             command += ["--threads", str(args.threads)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[side] = json.loads(done.stdout.splitlines()[-1])
-    case = f"{args.model} prefill {TOKENS}, {args.threads} threads"
+    case = f"{args.model} prefill {TOKENS}, threads={args.threads}"
     entry = {
         "mib": {
             side: {k: round(v, 1) for k, v in values.items()} for side, values in found.items()

@@ -102,7 +102,7 @@ def compare_prefill(models: Models, tokens: int, args: argparse.Namespace) -> No
     ids = prompt(tokens)
     measure(
         "models",
-        f"{args.model} prefill {tokens:4d}, {args.threads} threads",
+        f"{args.model} prefill {tokens:4d}, threads={args.threads}",
         {
             "effinfer": lambda: Side(functools.partial(prefill, models.ours, ids)),
             "transformers": lambda: Side(lambda: prefill(models.stock, ids)),
@@ -119,7 +119,7 @@ def compare_decode(models: Models, rows: int, args: argparse.Namespace) -> None:
     """Logits are compared in prefill, not here: where two random logits tie, greedy texts part."""
     measure(
         "models",
-        f"{args.model} decode batch {rows}, {args.threads} threads",
+        f"{args.model} decode batch {rows}, threads={args.threads}",
         {
             "effinfer": lambda: Side(Decoder(models.ours, rows).run),
             "transformers": lambda: Side(Decoder(models.stock, rows).run),

@@ -78,7 +78,7 @@ def compare(
         factories["ggml"] = lambda: ggml_side(xs[0], weight, bias, args.threads)
     measure(
         "ops_conv",
-        f"D{channels} W{width} L{LENGTH} {layout} {residence}, {args.threads} threads",
+        f"D{channels} W{width} L{LENGTH} {layout} {residence}, threads={args.threads}",
         factories,
         args,
         reference=stock.output,

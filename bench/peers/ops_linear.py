@@ -7,8 +7,8 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from bench.peers.ceilings import ceilings
 
+from bench.peers.ceilings import ceilings
 from bench.peers.common import Side, arguments, measure
 
 SHAPES = ((768, 3072), (1536, 768), (2048, 2048), (4096, 4096))  # (in, out)
@@ -42,7 +42,7 @@ def few_rows(inputs: int, outputs: int, args: argparse.Namespace) -> None:
     x = torch.randn(8, inputs)
     measure(
         "ops_linear",
-        f"linear f32 {inputs}x{outputs}, few rows, {args.threads} threads",
+        f"linear f32 {inputs}x{outputs}, few rows, threads={args.threads}",
         {
             "effinfer": lambda: effinfer_side(x[:1], weight),
             "torch": lambda: torch_side(x[:1], weight),
@@ -66,7 +66,7 @@ def many_rows(inputs: int, outputs: int, dtype: torch.dtype, args: argparse.Name
     name = "f32" if dtype == torch.float32 else "bf16"
     measure(
         "ops_linear",
-        f"linear {name} {inputs}x{outputs}, 512 rows, {args.threads} threads",
+        f"linear {name} {inputs}x{outputs}, 512 rows, threads={args.threads}",
         {
             "effinfer": lambda: effinfer_side(x, weight),
             "torch": lambda: torch_side(x, weight),

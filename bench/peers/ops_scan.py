@@ -157,7 +157,7 @@ def main() -> None:
     reference = scan_transformers(i)
     measure(
         "ops_scan",
-        f"selective_scan D{CHANNELS} N{STATE} L{LENGTH}, {args.threads} threads",
+        f"selective_scan D{CHANNELS} N{STATE} L{LENGTH}, threads={args.threads}",
         {
             "effinfer": lambda: scan_effinfer(i, time_major=False),
             "effinfer, delta time-major": lambda: scan_effinfer(i, time_major=True),
@@ -172,7 +172,7 @@ def main() -> None:
     stock = ssd_transformers(j)
     measure(
         "ops_scan",
-        f"ssd H{HEADS} P{HEAD_DIM} N{SSD_STATE} L{LENGTH}, {args.threads} threads",
+        f"ssd H{HEADS} P{HEAD_DIM} N{SSD_STATE} L{LENGTH}, threads={args.threads}",
         {
             "effinfer": lambda: ssd_effinfer(j),
             "transformers": lambda: stock,
