@@ -80,11 +80,14 @@ def arguments(
 def build_sides(
     factories: Mapping[str, Callable[[], Side]], wanted: list[str] | None
 ) -> tuple[dict[str, Side], dict[str, str]]:
-    """Builds the wanted sides; those that can't be had come back with their reasons."""
+    """Builds the wanted sides; those that can't be had come back with their reasons.
+
+    What follows a comma in a name is a variant: wanted with its side.
+    """
     sides: dict[str, Side] = {}
     absent: dict[str, str] = {}
     for name, factory in factories.items():
-        if wanted and name not in wanted:
+        if wanted and name.split(",")[0] not in wanted:
             continue
         try:
             sides[name] = factory()
@@ -258,12 +261,12 @@ def measure(
     bound: float = 1e-4,
     extra: Mapping[str, Callable[[], Side]] | None = None,
     unit: Mapping[str, float] | None = None,
-    facts: dict[str, Any] | None = None,
+    facts: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any] | None:
     """One case from factories to printed table and JSON; None when --cases leaves it out.
 
     Every side of `factories` must give the reference's values; `extra` sides (a plain copy, say)
-    are only timed beside them.
+    are only timed beside them. `facts` are measured right after and kept with the case.
     """
     if args.cases not in case:
         return None
@@ -271,9 +274,10 @@ def measure(
     with torch.inference_mode():
         sides, absent = build_sides(factories, args.sides)
         errors = check_sides(sides, reference(), bound) if reference else {}
-        sides |= {name: factory() for name, factory in (extra or {}).items()}
+        more, missing = build_sides(extra or {}, args.sides)
+        sides, absent = sides | more, absent | missing
         entry = summarize(interleave(sides, args.seconds))
-    entry |= {"threads": args.threads, "absent": absent, "rel_error": errors, **(facts or {})}
+    entry |= {"threads": args.threads, "absent": absent, "rel_error": errors, **facts()}
     if unit:
         entry["work"] = dict(unit)
     show_case(case, entry, unit)

@@ -55,7 +55,7 @@ def few_rows(inputs: int, outputs: int, args: argparse.Namespace) -> None:
             "torch, 8 rows": lambda: torch_side(x, weight),
         },
         unit={"GB/s": weight.nbytes / 1e9},
-        facts={"ceilings": ceilings(args.threads)},
+        facts=lambda: {"ceilings": ceilings(args.threads)},
     )
 
 
@@ -75,7 +75,7 @@ def many_rows(inputs: int, outputs: int, dtype: torch.dtype, args: argparse.Name
         reference=lambda: F.linear(x.float(), weight.float()),
         bound=BOUNDS[dtype],
         unit={"GFLOP/s": 2 * 512 * inputs * outputs / 1e9},
-        facts={"ceilings": ceilings(args.threads)},
+        facts=lambda: {"ceilings": ceilings(args.threads)},
     )
 
 
