@@ -1,0 +1,166 @@
+"""The ``effinfer`` command: info, inspect, generate, demo, bench."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Efficient-architecture PyTorch models, fast on the machine you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Prompt = Annotated[str | None, typer.Option(help="Text to continue.")]
+PromptFile = Annotated[Path | None, typer.Option("--file", help="File whose text to continue.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")]
+ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model folder on this machine.")]
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/] {message}", highlight=False)
+    raise typer.Exit(1)
+
+
+def _prompt_text(prompt: str | None, file: Path | None, default: str | None = None) -> str:
+    if prompt is not None and file is not None:
+        _fail("give --prompt or --file, not both")
+    if file is not None:
+        try:
+            prompt = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            _fail(f"--file {file}: {error}")
+    if prompt is None:
+        prompt = default
+    if not prompt:
+        _fail("the prompt is empty; give --prompt TEXT or --file PATH")
+    return prompt
+
+
+def _load(model_dir: Path) -> tuple[Any, Any]:
+    """Model and tokenizer from a local folder: safetensors only, no code from the folder is run."""
+    if not (model_dir / "config.json").is_file():
+        _fail(f"{model_dir} is not a model folder: it has no config.json")
+    from effinfer.loading import load_model
+
+    try:
+        return load_model(model_dir)
+    except Exception as error:  # whatever a hostile or truncated file makes the loaders raise
+        _fail(f"cannot load {model_dir}: {type(error).__name__}: {error}")
+
+
+@app.command()
+def info() -> None:
+    """Show this machine's instruction set, threads, backends, versions and each op's kernel."""
+    import transformers
+
+    import effinfer
+
+    found = effinfer.backend_info()
+    kernels = found.pop("kernels")
+    table = Table("", "", title="effinfer", show_header=False)
+    for key, value in {
+        **found,
+        "transformers": transformers.__version__,
+        "python": sys.version.split()[0],
+    }.items():
+        table.add_row(key, str(value))
+    ops = Table("op", "kernel", title="ops")
+    for name, isa in sorted(kernels.items()):
+        ops.add_row(name, isa)
+    console = Console()
+    console.print(table)
+    console.print(ops)
+
+
+@app.command()
+def inspect(model_dir: ModelDir) -> None:
+    """Show what would be patched in a model, and why not the rest. Reads no weights."""
+    import effinfer
+    from effinfer.loading import empty_model
+
+    try:
+        model = empty_model(model_dir)
+    except Exception as error:
+        _fail(f"cannot read {model_dir}: {type(error).__name__}: {error}")
+    print(effinfer.patch(model, dry_run=True))
+
+
+@app.command()
+def generate(
+    model_dir: ModelDir,
+    prompt: Prompt = None,
+    file: PromptFile = None,
+    tokens: Tokens = 128,
+    sample: Annotated[bool, typer.Option(help="Sample rather than take the likeliest.")] = False,
+    temperature: Annotated[float, typer.Option(min=1e-3)] = 1.0,
+    seed: int = 0,
+    threads: Threads = None,
+    stock: Annotated[bool, typer.Option(help="Leave the model unpatched.")] = False,
+) -> None:
+    """Continue a text with a model folder, patched, streaming the words as they come."""
+    import torch
+    from transformers import TextStreamer
+
+    import effinfer
+
+    text = _prompt_text(prompt, file)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, tokenizer = _load(model_dir)
+    if not stock:
+        effinfer.patch(model)
+    inputs = tokenizer(text, return_tensors="pt")
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {"temperature": temperature} if sample else {}
+    with torch.inference_mode():
+        model.generate(
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=sample,
+            streamer=TextStreamer(tokenizer),
+            **options,
+        )
+
+
+@app.command()
+def demo(
+    prompt: Prompt = None,
+    file: PromptFile = None,
+    tokens: Tokens = 128,
+    threads: Threads = None,
+) -> None:
+    """Run the carried Mamba model as transformers ships it and patched, and compare the two."""
+    from effinfer.demo import DEFAULT_PROMPT, run_demo
+
+    if not run_demo(_prompt_text(prompt, file, DEFAULT_PROMPT), tokens, threads):
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Run effinfer-bench, the native benchmark; options are passed on (try --help after --)."""
+    beside = Path(sysconfig.get_path("scripts")) / "effinfer-bench"
+    program = str(beside) if beside.is_file() else shutil.which("effinfer-bench")
+    if program is None:
+        _fail("effinfer-bench is not installed beside this Python; reinstall effinfer")
+    os.execv(program, [program, *context.args])
+
+
+def main() -> None:
+    """Entry point of the ``effinfer`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
