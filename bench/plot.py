@@ -44,7 +44,7 @@ def main() -> None:
     axes.set_xticks(range(len(GROUPS)), GROUPS, fontsize=8.5)
     axes.set_ylabel("speed over transformers")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(SIDES), loc="upper right")
+    figure.legend(frameon=False, ncols=len(SIDES), loc="outside lower center")
     cpu, isa = data["machine"]["cpu"], data["machine"]["isa"]
     best = "AVX-512" if "avx512f" in isa else "AVX2"
     axes.set_title(f"float32, 1 thread, {cpu} ({best}); tokens/s above the bars", fontsize=9.5)

