@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,8 @@ class _Clock:
 
 
 def _reset_peak_memory() -> None:
-    try:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the table says n/a
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # not Linux, or not allowed: the table says n/a
 
 
 def _memory(field: str) -> int | None:
