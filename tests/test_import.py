@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -63,7 +64,7 @@ def test_import_brings_in_neither_transformers_nor_the_command_line():
 def test_unknown_isa_is_an_error():
     result = subprocess.run(
         [sys.executable, "-c", "import effinfer; effinfer.backend_info()"],
-        env={**__import__("os").environ, "EFFINFER_ISA": "avx3"},
+        env={**os.environ, "EFFINFER_ISA": "avx3"},
         capture_output=True,
         text=True,
         check=False,
