@@ -33,10 +33,10 @@ inline Tensor want_cu_seqlens(const char* op, py::handle object, int64_t total) 
   return t;
 }
 
-// State slots, one per batch row: each -1 (skip) or in [0, slots), and none twice, because two rows
-// that update one slot would depend on their order.
+// State slots, one per batch row: each -1 (skip) or in [0, slots), and none twice where they are
+// written, because two rows that update one slot would depend on their order.
 inline Tensor want_slots(const char* op, const char* arg, py::handle object, int64_t batch,
-                         int64_t slots) {
+                         int64_t slots, bool unique = true) {
   const Tensor t = want_optional(op, arg, object, kI32, {batch});
   if (!t || batch == 0) return t;
   if (!t.is_contiguous()) reject(op, arg, "be contiguous", "a strided view");
@@ -45,7 +45,7 @@ inline Tensor want_slots(const char* op, const char* arg, py::handle object, int
   for (int64_t i = 0; i < batch; ++i)
     if (at[i] < -1 || at[i] >= slots)
       reject(op, arg, "be -1 or in [0, " + std::to_string(slots) + ")", std::to_string(at[i]));
-  if (batch == 1) return t;
+  if (batch == 1 || !unique) return t;
   const size_t words = static_cast<size_t>(slots + 63) / 64;
   auto* seen = static_cast<uint64_t*>(workspace(words * 8));
   std::memset(seen, 0, words * 8);
