@@ -1,5 +1,6 @@
 """The ops: each a fast function with ``.reference`` (plain torch) and ``.isa()`` beside it."""
 
+from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
 
-__all__ = ["rms_norm"]
+__all__ = ["linear", "pack_linear", "rms_norm", "unpack_linear"]

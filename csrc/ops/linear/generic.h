@@ -1,0 +1,135 @@
+// linear over vec.h: one task, block of k by block of k.
+#pragma once
+#include "ops/linear/epilogue.h"
+#include "ops/linear/tile.h"
+
+namespace effinfer {
+namespace {
+
+using namespace linear_layout;
+
+constexpr int64_t kLine = 64;
+// Above this many tiles of rows it is cheaper to widen 16-bit weights once than in every tile.
+constexpr int64_t kWidenTiles = 4;
+
+// This block of x, in float32, rows kXStride apart: the tiles' addresses are then constants.
+template <class X>
+void copy_rows(const X* x, int64_t stride, int64_t rows, int64_t terms, float* out) {
+  for (int64_t r = 0; r < rows; ++r, x += stride, out += kXStride) {
+    int64_t i = 0;
+    for (; i + kLanes <= terms; i += kLanes) store(out + i, load(x + i));
+    for (; i < terms; ++i) out[i] = load1(x + i);
+  }
+}
+
+template <class W>
+void widen(const W* w, int64_t terms, float* out) {
+  for (int64_t k = 0; k < terms; ++k) {
+    Vec v[kPanelVecs];
+    load_panel(w + k * kPanel, v);
+    EFFINFER_UNROLL
+    for (int i = 0; i < kPanelVecs; ++i) store(out + k * kPanel + i * kLanes, v[i]);
+  }
+}
+
+// One or two rows: bound by the weights' bytes, so several panels are streamed at once.
+template <int R, int P, class W>
+void stream_panels(TileArgs<W> args, int64_t panels) {
+  for (; panels >= P; panels -= P) {
+    tile<R, P, W>(args);
+    args.w += P * args.panel_stride;
+    args.sums += P * kPanel;
+  }
+  for (; panels > 0; --panels) {
+    tile<R, 1, W>(args);
+    args.w += args.panel_stride;
+    args.sums += kPanel;
+  }
+}
+
+// All rows against P panels, in tiles of nearly equal height; each prefetches its share of the
+// weights that come next.
+template <int P, class W>
+void sweep_rows(TileArgs<W> args, int64_t rows, int64_t tiles, int64_t ahead_bytes) {
+  args.ahead_step = ahead_bytes / tiles;
+  const int64_t share = args.terms * args.ahead_step;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t height = rows / (tiles - t);
+    tile_of<kTileRows, P, W>(height, args);
+    rows -= height;
+    args.x += height * kXStride;
+    args.sums += height * args.sums_stride;
+    args.ahead += share;
+  }
+}
+
+template <int P, class W>
+void panels_times_rows(TileArgs<W> args, int64_t rows, float* wide) {
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(W));
+  if constexpr (sizeof(W) == sizeof(float)) {
+    sweep_rows<P, W>(args, rows, tiles, kRowBytes);
+  } else if (tiles <= kWidenTiles) {
+    sweep_rows<P, W>(args, rows, tiles, kRowBytes);
+  } else {
+    EFFINFER_UNROLL
+    for (int p = 0; p < P; ++p)
+      widen(args.w + p * args.panel_stride, args.terms, wide + p * kTerms * kPanel);
+    const TileArgs<float> widened = {args.terms, wide,       kTerms * kPanel,
+                                     args.x,     args.sums,  args.sums_stride,
+                                     args.first, args.ahead, 0};
+    sweep_rows<P, float>(widened, rows, tiles, kRowBytes);
+  }
+}
+
+template <class X, class W>
+void run(const Linear& a, const LinearTask& t) {
+  const int64_t k = a.k, columns = t.panels * kPanel;
+  float* const x = t.scratch;
+  float* const sums = x + t.rows * kXStride;
+  float* const wide = sums + t.rows * columns;
+  const X* const rows = static_cast<const X*>(a.x) + t.row * a.x_stride;
+  const W* const weight = static_cast<const W*>(a.weight) + t.panel * k * kPanel;
+  if (k <= 0) memset(sums, 0, static_cast<size_t>(t.rows * columns) * sizeof(float));
+
+  for (int64_t begin = 0; begin < k; begin += kTerms) {
+    const int64_t terms = k - begin < kTerms ? k - begin : kTerms;
+    copy_rows(rows + begin, a.x_stride, t.rows, terms, x);
+    TileArgs<W> args = {
+        terms, weight + begin * kPanel, k * kPanel, x, sums, columns, begin == 0, nullptr, 0};
+    if (t.rows == 1) {
+      stream_panels<1, 4, W>(args, t.panels);
+      continue;
+    }
+    if (t.rows == 2) {
+      stream_panels<2, 2, W>(args, t.panels);
+      continue;
+    }
+    for (int64_t p = 0; p < t.panels;) {
+      const bool full = t.panels - p >= kTilePanels;
+      const int64_t width = full ? kTilePanels : 1;
+      const W* w = args.w + p * args.panel_stride;
+      TileArgs<W> here = args;
+      here.w = w;
+      here.sums = sums + p * kPanel;
+      // Next comes the following panel, and after the last one the first panel's next block.
+      here.ahead = reinterpret_cast<const char*>(p + width < t.panels ? w + width * k * kPanel
+                                                                      : args.w + terms * kPanel);
+      if (full)
+        panels_times_rows<kTilePanels, W>(here, t.rows, wide);
+      else
+        panels_times_rows<1, W>(here, t.rows, wide);
+      p += width;
+    }
+  }
+  finish<X>(a, t, sums);
+}
+
+void dispatch(const Linear& a, const LinearTask& t) {
+  with_type(a.x_type, [&](auto x) {
+    with_type(a.weight_type, [&](auto w) { run<decltype(x), decltype(w)>(a, t); });
+  });
+}
+
+}  // namespace
+}  // namespace effinfer

@@ -1,0 +1,158 @@
+// The micro-kernel: R rows of x times P panels of 16 outputs over at most kTerms products, all sums
+// in registers. Included by generic.h only.
+#pragma once
+#include "base/vec.h"
+#include "ops/linear/linear.h"
+
+namespace effinfer {
+namespace {
+
+using namespace linear_layout;
+
+constexpr int kPanelVecs = static_cast<int>(kPanel) / kLanes;
+
+// The largest tile: its sums, one row of weights and one element of x fill the registers.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12, kTilePanels = 2;
+#else
+constexpr int kTileRows = 6, kTilePanels = 1;
+#endif
+
+// Keeps a vector in its own register from here on. Without it gcc 12 renames the sums from one
+// product to the next and moves them back at the loop's end: 8 % of the tile's speed, 20 % for 5
+// rows.
+EFFINFER_INLINE void pin(Vec& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
+EFFINFER_INLINE void load_panel(const float* w, Vec* out) {
+  EFFINFER_UNROLL
+  for (int v = 0; v < kPanelVecs; ++v) out[v] = load(w + v * kLanes);
+}
+
+EFFINFER_INLINE void load_panel(const f16* w, Vec* out) {
+  EFFINFER_UNROLL
+  for (int v = 0; v < kPanelVecs; ++v) out[v] = load(w + v * kLanes);
+}
+
+EFFINFER_INLINE void load_panel(const bf16* w, Vec* out) {
+#if defined(__AVX512F__)
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+  const __m256i low = _mm256_slli_epi32(pairs, 16);
+  const __m256i high = _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  out[0] = (Vec)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#else
+  constexpr int kHalf = kPanelVecs / 2;
+  EFFINFER_UNROLL
+  for (int v = 0; v < kHalf; ++v) {
+    const IVec pairs = bits_of(load(reinterpret_cast<const float*>(w + 2 * v * kLanes)));
+    out[v] = from_bits(pairs << 16);
+    out[kHalf + v] = from_bits(pairs & splat_i(static_cast<int32_t>(0xffff0000u)));
+  }
+#endif
+}
+
+// What a tile reads and writes besides its size.
+template <class W>
+struct TileArgs {
+  int64_t terms;         // <= kTerms
+  const W* w;            // the first panel's first row for these terms
+  int64_t panel_stride;  // elements between panels
+  const float* x;        // rows kXStride apart
+  float* sums;           // [R, P * 16], rows sums_stride apart
+  int64_t sums_stride;
+  bool first;         // the first block of k stores its sums, the others add
+  const char* ahead;  // weights to prefetch: ahead_step bytes per term and panel
+  int64_t ahead_step;
+};
+
+template <int R, int P, class W>
+__attribute__((noinline)) void tile(const TileArgs<W>& args) {
+  constexpr int kVecs = P * kPanelVecs;
+  const int64_t panel_stride = args.panel_stride, ahead_step = args.ahead_step;
+  const int64_t ahead_stride = panel_stride * static_cast<int64_t>(sizeof(W));
+  const W* w = args.w;
+  const float* x = args.x;
+  const char* ahead = args.ahead;
+
+  Vec sum[R][kVecs];
+  EFFINFER_UNROLL
+  for (int r = 0; r < R; ++r) {
+    EFFINFER_UNROLL
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec{};
+  }
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    Vec b[kVecs];
+    EFFINFER_UNROLL
+    for (int p = 0; p < P; ++p) {
+      load_panel(w + p * panel_stride + k * kPanel, b + p * kPanelVecs);
+      __builtin_prefetch(ahead + p * ahead_stride);
+    }
+    ahead += ahead_step;
+    if (R > 1) {
+      EFFINFER_UNROLL
+      for (int v = 0; v < kVecs; ++v) pin(b[v]);
+    }
+    EFFINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      Vec a = splat(x[r * kXStride + k]);
+      pin(a);
+      EFFINFER_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        sum[r][v] = fma(a, b[v], sum[r][v]);
+        pin(sum[r][v]);
+      }
+    }
+  };
+  int64_t left = args.terms;
+  for (; left >= 4; left -= 4) {
+    step(0);
+    step(1);
+    step(2);
+    step(3);
+    w += 4 * kPanel;
+    x += 4;
+  }
+  for (; left > 0; --left) {
+    step(0);
+    w += kPanel;
+    x += 1;
+  }
+
+  float* out = args.sums;
+  const int64_t stride = args.sums_stride;
+  if (args.first) {
+    EFFINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      EFFINFER_UNROLL
+      for (int v = 0; v < kVecs; ++v) store(out + r * stride + v * kLanes, sum[r][v]);
+    }
+  } else {
+    EFFINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      EFFINFER_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        float* p = out + r * stride + v * kLanes;
+        store(p, load(p) + sum[r][v]);
+      }
+    }
+  }
+}
+
+// The tile of a run-time number of rows, 1 <= rows <= R.
+template <int R, int P, class W>
+EFFINFER_INLINE void tile_of(int64_t rows, const TileArgs<W>& args) {
+  if constexpr (R > 1) {
+    if (rows < R) return tile_of<R - 1, P, W>(rows, args);
+  }
+  tile<R, P, W>(args);
+}
+
+}  // namespace
+}  // namespace effinfer
