@@ -1,0 +1,99 @@
+#include "ops/selective_scan/selective_scan.h"
+
+#include "python/checks.h"
+
+namespace effinfer {
+namespace {
+
+constexpr auto kOp = "selective_scan";
+
+ScanSignal signal(const char* arg, py::handle object, const Tensor& like, bool optional = false) {
+  if (optional && object.is_none()) return {};
+  const Tensor t =
+      want(kOp, arg, object, kFloats, {like.shape[0], like.shape[1], like.shape[2]});
+  return {t.data, t.stride[0], t.stride[1], t.stride[2], t.dtype()};
+}
+
+// (D,N), (B,N,L) or (B,G,N,L).
+ScanMatrix matrix(const char* arg, py::handle object, const Tensor& u, int64_t state) {
+  const Tensor t = want(kOp, arg, object, kFloats);
+  const int64_t batch = u.shape[0], dim = u.shape[1], length = u.shape[2];
+  const auto fits = [&](std::initializer_list<int64_t> shape) {
+    return std::equal(shape.begin(), shape.end(), t.shape);
+  };
+  if (t.ndim == 2 && fits({dim, state}))
+    return {t.data, 0, t.stride[0], t.stride[1], 0, dim, t.dtype(), true};
+  if (t.ndim == 3 && fits({batch, state, length}))
+    return {t.data, t.stride[0], 0, t.stride[1], t.stride[2], 1, t.dtype(), false};
+  const int64_t groups = t.ndim == 4 ? t.shape[1] : 0;
+  if (groups > 0 && dim % groups == 0 && fits({batch, groups, state, length}))
+    return {t.data, t.stride[0], t.stride[1], t.stride[2], t.stride[3], groups, t.dtype(), false};
+  const auto text = [](int64_t n) { return std::to_string(n); };
+  const std::string tail = text(state) + ", " + text(length) + ")";
+  reject(kOp, arg,
+         "have shape (" + text(dim) + ", " + text(state) + "), (" + text(batch) + ", " + tail +
+             " or (" + text(batch) + ", G, " + tail + " with G dividing " + text(dim),
+         shape_text(t));
+}
+
+const float* dense(const char* arg, py::handle object, std::initializer_list<int64_t> shape) {
+  const Tensor t = want_optional(kOp, arg, object, kF32, shape);
+  if (t && !t.is_contiguous()) reject(kOp, arg, "be contiguous", "a strided view");
+  return t.as<const float>();
+}
+
+void run(py::handle u_, py::handle delta, py::handle A, py::handle B, py::handle C, py::handle D,
+         py::handle z, py::handle delta_bias, bool softplus, py::handle initial_state,
+         py::handle cu_seqlens, py::handle mask_, bool reverse, py::handle y, py::handle last_state,
+         py::handle snapshots) {
+  const Tensor u = want(kOp, "u", u_, kFloats, {kAny, kAny, kAny});
+  const int64_t batch = u.shape[0], dim = u.shape[1], length = u.shape[2];
+  const int64_t state = want(kOp, "A", A, kF32, {dim, kAny}).shape[1];
+  const Tensor starts = want_cu_seqlens(kOp, cu_seqlens, length);
+  if (starts && batch != 1)
+    reject(kOp, "u", "have batch size 1 when cu_seqlens is given", std::to_string(batch));
+  const int64_t sequences = starts ? starts.shape[0] - 1 : batch;
+  const Tensor mask = want_optional(kOp, "mask", mask_, kBool8, {batch, length});
+  const Tensor saved = want(kOp, "snapshots", snapshots, kF32, {sequences, kAny, dim, state});
+  SelectiveScan args = {
+      .u = {u.data, u.stride[0], u.stride[1], u.stride[2], u.dtype()},
+      .delta = signal("delta", delta, u),
+      .z = signal("z", z, u, true),
+      .y = signal("y", y, u),
+      .A = dense("A", A, {dim, state}),
+      .B = matrix("B", B, u, state),
+      .C = matrix("C", C, u, state),
+      .D = dense("D", D, {dim}),
+      .delta_bias = dense("delta_bias", delta_bias, {dim}),
+      .initial_state = dense("initial_state", initial_state, {sequences, dim, state}),
+      .cu_seqlens = starts.as<const int32_t>(),
+      .mask = mask.as<const uint8_t>(),
+      .mask_batch = mask.stride[0],
+      .mask_time = mask.stride[1],
+      .last_state = const_cast<float*>(dense("last_state", last_state, {sequences, dim, state})),
+      .snapshots = saved.as<float>(),
+      .batch = batch,
+      .dim = dim,
+      .length = length,
+      .state = state,
+      .sequences = sequences,
+      .num_snapshots = saved.shape[1],
+      .softplus = softplus,
+      .reverse = reverse,
+      .scratch = nullptr,
+  };
+  if (!args.B.constant && !args.C.constant && args.B.groups != args.C.groups &&
+      args.B.groups != 1 && args.C.groups != 1)
+    reject(kOp, "C", "have 1 or " + std::to_string(args.B.groups) + " groups, as B",
+           std::to_string(args.C.groups));
+#if !defined(EFFINFER_CUDA_MODULE)
+  args.scratch = workspace(static_cast<size_t>(selective_scan_scratch(args)));
+#endif
+  RUN(selective_scan, args, u);
+}
+
+}  // namespace
+
+void bind_selective_scan(py::module_& m) { m.def("selective_scan", &run); }
+
+}  // namespace effinfer
