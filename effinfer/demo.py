@@ -125,7 +125,12 @@ def _rows(prompt_tokens: int, new_tokens: int, stock: Run, patched: Run) -> list
             )
         )
     rows.append(
-        ("peak memory over the model", megabytes(stock.peak_bytes), megabytes(patched.peak_bytes), "")
+        (
+            "peak memory over the model",
+            megabytes(stock.peak_bytes),
+            megabytes(patched.peak_bytes),
+            "",
+        )
     )
     return rows
 
@@ -135,7 +140,12 @@ def run_demo(prompt: str, tokens: int, threads: int | None = None) -> bool:
     console = Console()
     if threads is not None:
         torch.set_num_threads(threads)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("loading the model", total=None)
         model, tokenizer = load_model(demo_path())

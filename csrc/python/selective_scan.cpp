@@ -9,8 +9,7 @@ constexpr auto kOp = "selective_scan";
 
 ScanSignal signal(const char* arg, py::handle object, const Tensor& like, bool optional = false) {
   if (optional && object.is_none()) return {};
-  const Tensor t =
-      want(kOp, arg, object, kFloats, {like.shape[0], like.shape[1], like.shape[2]});
+  const Tensor t = want(kOp, arg, object, kFloats, {like.shape[0], like.shape[1], like.shape[2]});
   return {t.data, t.stride[0], t.stride[1], t.stride[2], t.dtype()};
 }
 

@@ -2,5 +2,6 @@
 
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
+from effinfer.ops.selective_scan import selective_scan
 
-__all__ = ["linear", "pack_linear", "rms_norm", "unpack_linear"]
+__all__ = ["linear", "pack_linear", "rms_norm", "selective_scan", "unpack_linear"]

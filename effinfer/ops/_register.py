@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 import torch
 
@@ -92,3 +92,16 @@ def contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     if x.is_contiguous() or (x.dim() == 2 and x.stride(1) == 1):
         return x
     return x.contiguous()
+
+
+@overload
+def dense_float32(x: torch.Tensor) -> torch.Tensor: ...
+@overload
+def dense_float32(x: torch.Tensor | None) -> torch.Tensor | None: ...
+
+
+def dense_float32(x: torch.Tensor | None) -> torch.Tensor | None:
+    """``x`` as contiguous float32, itself where it already is: for parameters and states."""
+    if x is None or (x.dtype is torch.float32 and x.is_contiguous()):
+        return x
+    return x.float().contiguous()

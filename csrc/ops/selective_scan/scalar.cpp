@@ -19,8 +19,7 @@ float value(const ScanSignal& s, int64_t batch, int64_t channel, int64_t time) {
 float value(const ScanMatrix& m, int64_t dim, int64_t batch, int64_t channel, int64_t n,
             int64_t time) {
   const int64_t group = channel / (dim / m.groups);
-  return value(m.data, m.type,
-               batch * m.batch + group * m.group + n * m.state + time * m.time);
+  return value(m.data, m.type, batch * m.batch + group * m.group + n * m.state + time * m.time);
 }
 
 void set(const ScanSignal& s, int64_t batch, int64_t channel, int64_t time, float x) {
@@ -61,8 +60,8 @@ void selective_scan_scalar(const SelectiveScan& a, const ScanUnit& unit, float*)
       const float u = value(a.u, b, d, t);
       float y = a.D != nullptr ? a.D[d] * u : 0.f;
       for (int64_t n = 0; n < a.state; ++n) {
-        h[n] = std::exp(step * a.A[d * a.state + n]) * h[n] +
-               step * u * value(a.B, a.dim, b, d, n, t);
+        h[n] =
+            std::exp(step * a.A[d * a.state + n]) * h[n] + step * u * value(a.B, a.dim, b, d, n, t);
         y += value(a.C, a.dim, b, d, n, t) * h[n];
       }
       if (a.z.data != nullptr) y *= scalar::silu(value(a.z, b, d, t));
