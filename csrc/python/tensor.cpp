@@ -210,9 +210,12 @@ void* current_stream(int device_id) {
   return stream;
 }
 
-void check_status(const char* op, int status) {
+void check_status([[maybe_unused]] const char* op, [[maybe_unused]] int status) {
+#if defined(EFFINFER_CUDA_MODULE)
   if (status != 0)
-    throw std::runtime_error(std::string(op) + ": CUDA error " + std::to_string(status));
+    throw std::runtime_error(std::string(op) + ": CUDA error " + std::to_string(status) + ": " +
+                             gpu::status_text(status));
+#endif
 }
 
 }  // namespace effinfer

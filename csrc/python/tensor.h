@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/dtype.h"
+#include "base/gpu_status.h"
 #include "python/dlpack.h"
 
 namespace effinfer {
@@ -95,6 +96,7 @@ void check_status(const char* op, int status);
     int status;                                                    \
     {                                                              \
       ::effinfer::py::gil_scoped_release nogil;                    \
+      ::effinfer::gpu::DeviceGuard device((tensor).device_id);     \
       status = ::effinfer::op##_cuda(args, stream);                \
     }                                                              \
     ::effinfer::check_status(#op, status);                         \

@@ -35,4 +35,6 @@ void rms_norm_avx2(const RmsNorm&, int64_t, int64_t);
 void rms_norm_avx512(const RmsNorm&, int64_t, int64_t);
 void rms_norm_neon(const RmsNorm&, int64_t, int64_t);
 
+int rms_norm_cuda(const RmsNorm&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer
