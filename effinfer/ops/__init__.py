@@ -3,5 +3,13 @@
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
 from effinfer.ops.selective_scan import selective_scan
+from effinfer.ops.selective_state_update import selective_state_update
 
-__all__ = ["linear", "pack_linear", "rms_norm", "selective_scan", "unpack_linear"]
+__all__ = [
+    "linear",
+    "pack_linear",
+    "rms_norm",
+    "selective_scan",
+    "selective_state_update",
+    "unpack_linear",
+]
