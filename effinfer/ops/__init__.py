@@ -4,6 +4,8 @@ from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
 from effinfer.ops.selective_scan import selective_scan
 from effinfer.ops.selective_state_update import selective_state_update
+from effinfer.ops.ssd import ssd
+from effinfer.ops.ssd_state_update import ssd_state_update
 
 __all__ = [
     "linear",
@@ -11,5 +13,7 @@ __all__ = [
     "rms_norm",
     "selective_scan",
     "selective_state_update",
+    "ssd",
+    "ssd_state_update",
     "unpack_linear",
 ]
