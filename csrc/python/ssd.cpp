@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "python/checks.h"
 #include "python/tensor.h"
 
@@ -85,6 +86,7 @@ void run(py::handle x_, py::handle dt_, py::handle A_, py::handle B_, py::handle
       .dt_min = static_cast<float>(dt_min),
       .dt_max = static_cast<float>(dt_max),
       .dt_softplus = dt_softplus,
+      .slots = num_threads(),
   };
   copy_strides(x, args.x_strides);
   copy_strides(z, args.z_strides);

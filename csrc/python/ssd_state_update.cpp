@@ -19,16 +19,17 @@ void run(py::handle state_, py::handle x_, py::handle dt_, py::handle A_, py::ha
   const int64_t batch = x.shape[0];
   const Tensor indices = want_slots(kOp, "state_indices", state_indices_, batch, slots);
   if (!indices && batch != slots)
-    reject(kOp, "state", "have one slot for each of " + std::to_string(batch) +
-                             " batch rows when state_indices is None",
+    reject(kOp, "state",
+           "have one slot for each of " + std::to_string(batch) +
+               " batch rows when state_indices is None",
            std::to_string(slots));
   // An argument given per head, or per head and channel: the missing dimensions have stride 0.
   const auto per_head = [&](const char* name, py::handle object, int wide) {
     if (object.is_none()) return Tensor{};
     const Tensor t = want(kOp, name, object, kF32);
-    return t.ndim == 1    ? want(kOp, name, object, kF32, {heads})
+    return t.ndim == 1 ? want(kOp, name, object, kF32, {heads})
            : wide == 2 ? want(kOp, name, object, kF32, {heads, P})
-                          : want(kOp, name, object, kF32, {heads, P, N});
+                       : want(kOp, name, object, kF32, {heads, P, N});
   };
   const bool dt_per_channel = want(kOp, "dt", dt_, kFloats).ndim == 3;
   const Tensor dt = dt_per_channel ? want(kOp, "dt", dt_, kFloats, {batch, heads, P})

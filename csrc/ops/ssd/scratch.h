@@ -9,15 +9,15 @@ constexpr int64_t kPanel = 16;     // columns of a packed panel: two vectors of 
 constexpr int64_t kRowsMost = 12;  // rows of the tallest tile: packed states are padded to it
 
 struct SsdScratch {
-  int64_t panels;         // of P
-  int64_t state_rows;     // N, padded
-  int64_t state_floats;   // of one packed state [panel][n][16]
-  int64_t token_floats;   // of one array [panel][token][16]
-  int64_t B, C, Bt, G;    // of a group: [token][n], [token][n], [token panel][n][16], [token][token]
-  int64_t M, X, Xw, Y;    // of a head: [token][token], then three arrays like token_floats
-  int64_t D, row;         // of a head: [P] padded, [P] padded
+  int64_t panels;        // of P
+  int64_t state_rows;    // N, padded
+  int64_t state_floats;  // of one packed state [panel][n][16]
+  int64_t token_floats;  // of one array [panel][token][16]
+  int64_t B, C, Bt, G;   // of a group: [token][n], [token][n], [token panel][n][16], [token][token]
+  int64_t M, X, Xw, Y;   // of a head: [token][token], then three arrays like token_floats
+  int64_t D, row;        // of a head: [P] padded, [P] padded
   int64_t delta, decay, post, pre;  // of a head: [token]
-  int64_t spare, states;  // packed states: one to spare, then one per head
+  int64_t spare, states;            // packed states: one to spare, then one per head
   int64_t total_floats;
 
   SsdScratch(const Ssd& a, int64_t heads) {

@@ -1,5 +1,8 @@
 #include "ops/ssd/ssd.h"
 
+#include <algorithm>
+#include <atomic>
+
 #include "base/parallel.h"
 #include "ops/ssd/scratch.h"
 
@@ -7,12 +10,6 @@ namespace effinfer {
 namespace {
 
 constexpr Kernel<SsdFn> kKernels[] = {
-#if defined(__x86_64__)
-    {"avx512", kAvx512, ssd_avx512},
-    {"avx2", kAvx2, ssd_avx2},
-#elif defined(__aarch64__)
-    {"neon", kNeon, ssd_neon},
-#endif
     {"scalar", kScalar, ssd_scalar},
 };
 
@@ -21,12 +18,12 @@ constexpr int64_t kStateBudget = 96 * 1024;  // floats of packed states per task
 
 // How many heads one task scans together, sharing C B^T: all that L2 holds, but fewer where that
 // would leave threads idle. The heads of a task don't influence each other's bits.
-int64_t heads_per_task(const Ssd& a, int64_t threads) {
+int64_t heads_per_task(const Ssd& a) {
   const int64_t per_group = a.heads / a.groups;
   const SsdScratch one(a, 1);
-  int64_t block = kStateBudget / one.state_floats;
-  if (threads > 1) {
-    const int64_t share = a.sequences * a.heads / (threads * kTasksPerThread);
+  int64_t block = kStateBudget / (1 + one.state_floats);
+  if (a.slots > 1) {
+    const int64_t share = a.sequences * a.heads / (a.slots * kTasksPerThread);
     if (share < block) block = share;
   }
   return block < 1 ? 1 : block < per_group ? block : per_group;
@@ -37,23 +34,27 @@ int64_t heads_per_task(const Ssd& a, int64_t threads) {
 const Kernel<SsdFn>& ssd_kernel() { return pick(kKernels); }
 
 int64_t ssd_scratch(const Ssd& a) {
-  const int64_t threads = num_threads();
-  return threads * SsdScratch(a, heads_per_task(a, threads)).total_floats;
+  return a.slots * SsdScratch(a, heads_per_task(a)).total_floats;
 }
 
-void ssd(const Ssd& args) {
-  if (args.sequences == 0 || args.heads == 0) return;
+void ssd(const Ssd& a) {
+  if (a.sequences == 0 || a.heads == 0) return;
   const auto run = ssd_kernel().run;
-  const int64_t block = heads_per_task(args, num_threads());
-  const int64_t stride = SsdScratch(args, block).total_floats;
-  const int64_t per_group = args.heads / args.groups;
+  const int64_t block = heads_per_task(a);
+  const int64_t stride = SsdScratch(a, block).total_floats;
+  const int64_t per_group = a.heads / a.groups;
   const int64_t blocks = (per_group + block - 1) / block;
-  parallel_for(args.sequences * args.groups * blocks, [&](int64_t task, int64_t worker) {
-    const int64_t group = task / blocks % args.groups;
-    const int64_t begin = group * per_group + task % blocks * block;
-    const int64_t group_end = (group + 1) * per_group;
-    run(args, task / blocks / args.groups, begin,
-        begin + block < group_end ? begin + block : group_end, args.scratch + worker * stride);
+  const int64_t tasks = a.sequences * a.groups * blocks;
+  // The chunk is a slot, and slots claim tasks: the scratch in use never exceeds what was given,
+  // whatever the number of threads has become since.
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min(a.slots, tasks), [&](int64_t slot, int64_t) {
+    for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) {
+      const int64_t group = task / blocks % a.groups;
+      const int64_t begin = group * per_group + task % blocks * block;
+      const int64_t end = std::min(begin + block, (group + 1) * per_group);
+      run(a, task / blocks / a.groups, begin, end, a.scratch + slot * stride);
+    }
   });
 }
 

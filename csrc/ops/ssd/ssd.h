@@ -1,11 +1,12 @@
-// The Mamba-2 scan (state space duality, arXiv 2405.21060): a matrix state per head, one decay each.
+// The Mamba-2 scan (state space duality, arXiv 2405.21060): a matrix state per head, one decay
+// each.
 //
 //   d_t = clamp(softplus(dt_t + dt_bias), dt_min, dt_max)     (softplus only if asked for)
 //   S_t = exp(d_t A) S_{t-1} + d_t x_t (outer) B_t            [P, N] per head
 //   y_t = (S_t C_t + D x_t) * silu(z_t)                       (D, z optional)
 //
-// A sequence is a batch row, or with cu_seqlens a range of row 0. With seq_idx the state restarts at
-// zero wherever the id changes inside a row; the last state is then that of the row's last id.
+// A sequence is a batch row, or with cu_seqlens a range of row 0. With seq_idx the state restarts
+// at zero wherever the id changes inside a row; the last state is then that of the row's last id.
 // Positions whose mask is 0 are not tokens: nothing there is read but the mask, and y is 0; the
 // result for the others is bit for bit that of the sequence without them.
 //
@@ -43,8 +44,8 @@ struct Ssd {
   const uint8_t* mask;         // [batch, length], or null
   void* y;                     // like x
   float* last_state;           // [sequences, heads, P, N], dense
-  float* snapshots;  // [sequences, snapshot_count, heads, P, N], dense: after the last token, the one
-                     // before, ...; the initial state where the sequence is shorter
+  float* snapshots;  // [sequences, snapshot_count, heads, P, N], dense: after the last token, the
+                     // one before, ...; the initial state where the sequence is shorter
   int64_t batch, length, heads, head_dim, groups, state_dim, sequences, snapshot_count;
   int64_t x_strides[4], z_strides[4], y_strides[4];  // elements: batch, time, head, P
   int64_t dt_strides[3];                             // batch, time, head
@@ -55,15 +56,17 @@ struct Ssd {
   DType x_type, dt_type, B_type;  // z and y have x's type, C has B's
   float dt_min, dt_max;
   bool dt_softplus;
-  float* scratch;  // ssd_scratch(args) floats, 64-byte aligned (CPU kernels only)
+  // CPU kernels only: how many threads may work, and ssd_scratch(args) floats, 64-byte aligned.
+  int64_t slots;
+  float* scratch;
 };
 
-// Heads [head_begin, head_end) of one group, for one sequence; `scratch` is the worker's own.
+// Heads [head_begin, head_end) of one group, for one sequence; `scratch` is the slot's own.
 using SsdFn = void (*)(const Ssd&, int64_t sequence, int64_t head_begin, int64_t head_end,
                        float* scratch);
 
 const Kernel<SsdFn>& ssd_kernel();
-int64_t ssd_scratch(const Ssd& args);
+int64_t ssd_scratch(const Ssd& args);  // reads the sizes and slots
 void ssd(const Ssd& args);
 
 void ssd_scalar(const Ssd&, int64_t, int64_t, int64_t, float*);

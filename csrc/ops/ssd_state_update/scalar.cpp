@@ -30,8 +30,8 @@ void update_head(const SsdStateUpdate& a, int64_t row, int64_t head) {
     delta = delta < a.dt_min ? a.dt_min : delta > a.dt_max ? a.dt_max : delta;
     const float value = get(x + p * a.x_strides[2]);
     const float* A = a.A + head * a.A_strides[0] + p * a.A_strides[1];
-    float* S = a.state + slot * a.state_strides[0] + head * a.state_strides[1] +
-               p * a.state_strides[2];
+    float* S =
+        a.state + slot * a.state_strides[0] + head * a.state_strides[1] + p * a.state_strides[2];
     double total = 0;
     for (int64_t n = 0; n < a.state_dim; ++n) {
       float& s = S[n * a.state_strides[3]];

@@ -26,14 +26,14 @@ struct SsdStateUpdate {
   const int32_t* state_indices;  // [batch], dense, or null
   void* y;                       // like x
   int64_t batch, heads, head_dim, groups, state_dim, slots;
-  int64_t state_strides[4];                       // elements: slot, head, P, N
-  int64_t x_strides[3], z_strides[3];             // batch, head, P
-  int64_t y_strides[3];                           // batch, head, P
-  int64_t dt_strides[3];                          // batch, head, P
-  int64_t A_strides[3];                           // head, P, N
-  int64_t B_strides[3], C_strides[3];             // batch, group, N
-  int64_t D_strides[2], dt_bias_strides[2];       // head, P
-  DType x_type, dt_type, B_type;  // z and y have x's type, C has B's
+  int64_t state_strides[4];                  // elements: slot, head, P, N
+  int64_t x_strides[3], z_strides[3];        // batch, head, P
+  int64_t y_strides[3];                      // batch, head, P
+  int64_t dt_strides[3];                     // batch, head, P
+  int64_t A_strides[3];                      // head, P, N
+  int64_t B_strides[3], C_strides[3];        // batch, group, N
+  int64_t D_strides[2], dt_bias_strides[2];  // head, P
+  DType x_type, dt_type, B_type;             // z and y have x's type, C has B's
   float dt_min, dt_max;
   bool dt_softplus;
 };
