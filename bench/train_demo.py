@@ -14,6 +14,7 @@ import json
 import math
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +27,12 @@ import torch.nn.functional as F
 import transformers
 import typer
 from mamba_training import CHUNK, check_against_stock, training_loss
+from muon import Muon
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -41,6 +44,7 @@ from transformers import (
 PACKAGE = "python3.11-doc"
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_ONE_IN = 20
+MUON_PEAK = 0.02
 console = Console()
 
 
@@ -81,8 +85,7 @@ def download_documents() -> list[Document]:
         subprocess.run(["apt-get", "download", PACKAGE], cwd=folder, check=True)
         (package,) = Path(folder).glob("*.deb")
         subprocess.run(["dpkg", "-x", package.name, "unpacked"], cwd=folder, check=True)
-        (sources,) = Path(folder).glob("unpacked/usr/share/doc/*/html/_sources")
-        return read_documents(sources)
+        return read_documents(Path(folder) / "unpacked/usr/share/doc/python3.11/html/_sources")
 
 
 def read_documents(folder: Path) -> list[Document]:
@@ -148,70 +151,86 @@ def batches(stream: Tensor, rows: int, length: int) -> Iterator[Tensor]:
                 yield torch.stack([stream[s : s + length + 1] for s in group.tolist()])
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 5 % of the steps (at most 100), then a cosine down to 2 % of the peak."""
-    warmup = max(1, min(100, steps // 20))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+def rate_factor(step: int, steps: int) -> float:
+    """Warm-up, a flat stretch, then a straight line to zero over the last 40 % of the steps.
+
+    Until it falls the rate doesn't depend on `steps`: an interrupted run may still change them.
+    """
+    warmup, fall = 100, 0.4 * steps
+    return min(1.0, (step + 1) / warmup, (steps - step) / fall)
 
 
-def optimizer_for(model: MambaForCausalLM) -> torch.optim.AdamW:
-    """Weight decay on the matrices only: A, D, norms and biases carry time scales and gains."""
-    matrices, others = [], []
+def optimizers_for(model: MambaForCausalLM, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the large projections, AdamW for all else; neither decays A, D, norms or biases."""
+    projections, others = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and not name.endswith("A_log")
-        (matrices if is_matrix else others).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": 0.1},
-        {"params": others, "weight_decay": 0.0},
+        is_projection = name.endswith(("in_proj.weight", "out_proj.weight"))
+        (projections if is_projection else others).append(parameter)
+    return [
+        Muon(projections, lr=MUON_PEAK),
+        torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
 
 def train(
     model: MambaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
     stream: Tensor,
     *,
-    out: Path,
     steps: int,
     rows: int,
     length: int,
     peak: float,
+    checkpoint: Path | None,
     save_every: int,
-) -> None:
-    optimizer = optimizer_for(model)
+) -> float:
+    """Trains in place; returns the CPU seconds taken, those before an interruption included."""
+    optimizers = optimizers_for(model, peak)
+    schedules = [LambdaLR(o, lambda step: rate_factor(step, steps)) for o in optimizers]
     source = batches(stream, rows, length)
     model.train()
-    mean_loss = math.log(len(tokenizer))
+    done, spent = 0, 0.0
+    if checkpoint and checkpoint.exists():
+        state = torch.load(checkpoint)
+        model.load_state_dict(state["model"])
+        for part, saved in zip([*optimizers, *schedules], state["optimizers"], strict=True):
+            part.load_state_dict(saved)
+        done, spent = state["step"], state["cpu_seconds"]
+        for _ in range(done):
+            next(source)  # the batches an uninterrupted run would have seen
+        console.log(f"continues after step {done}")
     progress = Progress(
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} tokens/s"),
+        TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
         console=console,
     )
+    spent -= time.process_time()
     with progress:
-        task = progress.add_task("train", total=steps, loss=mean_loss, rate=0.0)
-        start = time.perf_counter()
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, peak)
+        task = progress.add_task("train", total=steps, completed=done, loss=math.nan)
+        recent: deque[float] = deque(maxlen=50)
+        for step in range(done, steps):
             loss = training_loss(model, next(source))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            mean_loss += (loss.item() - mean_loss) / min(step + 1, 50)
-            rate = (step + 1) * rows * length / (time.perf_counter() - start)
-            progress.update(task, advance=1, loss=mean_loss, rate=rate)
+            for part in [*optimizers, *schedules]:
+                part.step()
+            model.zero_grad(set_to_none=True)
+            recent.append(loss.item())
+            mean_loss = sum(recent) / len(recent)
+            progress.update(task, advance=1, loss=mean_loss)
             if (step + 1) % 50 == 0:
-                console.log(f"step {step + 1}/{steps} loss {mean_loss:.3f} {rate:.0f} tokens/s")
-            if (step + 1) % save_every == 0:
-                save(model, tokenizer, out)
+                console.log(f"step {step + 1} of {steps}: loss {mean_loss:.3f}")
+            if checkpoint and (step + 1) % save_every == 0:
+                state = {
+                    "model": model.state_dict(),
+                    "optimizers": [part.state_dict() for part in [*optimizers, *schedules]],
+                    "step": step + 1,
+                    "cpu_seconds": spent + time.process_time(),
+                }
+                torch.save(state, checkpoint)
+    return spent + time.process_time()
 
 
 def save(model: MambaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -304,14 +323,16 @@ def main(
     steps: int = 2400,
     rows: Annotated[int, typer.Option(help="Sequences per step.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
-    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
+    peak: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 3e-3,
     seed: int = 2,
     threads: int = 2,
-    save_every: Annotated[int, typer.Option(help="Steps between saved weights.")] = 300,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to save progress in, and to continue from.")
+    ] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
 ) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    started = time.perf_counter()
     documents = read_documents(text) if text else download_documents()
     held_out = [d for d in documents if d.held_out]
     training = [d for d in documents if not d.held_out]
@@ -330,19 +351,17 @@ def main(
         raise SystemExit("the training forward is not the stock model's")
     short = held_out_batches(test_stream, rows, length)
     untrained = score(partial(training_loss, model), short[:1], tokenizer)
-    train(
+    cpu_seconds = train(
         model,
-        tokenizer,
         stream,
-        out=out,
         steps=steps,
         rows=rows,
         length=length,
         peak=peak,
+        checkpoint=checkpoint,
         save_every=save_every,
     )
     save(model, tokenizer, out)
-    minutes = (time.perf_counter() - started) / 60
 
     shipped = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     saved_tokenizer = AutoTokenizer.from_pretrained(out)
@@ -357,7 +376,7 @@ def main(
         "shape": f"d_model {width}, {layers} layers, state 16, conv 4, {vocabulary} tokens",
         "trained on": f"{len(stream):,} tokens of {PACKAGE}",
         "seen": f"{steps * rows * length:,} tokens: {steps} steps of {rows} x {length}",
-        "training": f"{minutes:.0f} minutes, {threads} CPU threads, seed {seed}, peak rate {peak}",
+        "training": f"{cpu_seconds / 60:.0f} CPU minutes, seed {seed}, rates {peak} and {MUON_PEAK}",
         "held out": f"{len(held_out)} files, {whole.tokens:,} tokens, {whole.bytes:,} bytes",
         "**held-out perplexity per token**": f"**{whole.perplexity:.2f}**",
         "**held-out bits per byte**": f"**{whole.bits_per_byte:.3f}**",
