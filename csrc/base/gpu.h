@@ -85,6 +85,15 @@ __device__ inline uint16_t float_to_half(float x) {
 
 #endif
 
+// a b + c; rounded once on the GPU, twice on the shim, but always the same way in either.
+__device__ inline float fma(float a, float b, float c) {
+#if defined(EFFINFER_CUDA_SHIM)
+  return a * b + c;
+#else
+  return __fmaf_rn(a, b, c);
+#endif
+}
+
 __device__ inline float load(const float* p) { return *p; }
 __device__ inline float load(const bf16* p) { return bits_to_float(uint32_t{p->bits} << 16); }
 __device__ inline float load(const f16* p) { return half_to_float(p->bits); }

@@ -70,4 +70,6 @@ void linear_avx2(const Linear&, const LinearTask&);
 void linear_avx512(const Linear&, const LinearTask&);
 void linear_neon(const Linear&, const LinearTask&);
 
+int linear_cuda(const Linear&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer
