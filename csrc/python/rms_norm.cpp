@@ -1,6 +1,6 @@
 #include "ops/rms_norm/rms_norm.h"
 
-#include "python/tensor.h"
+#include "python/norm.h"
 
 namespace effinfer {
 namespace {
@@ -10,10 +10,10 @@ void run(py::handle x_, py::handle weight_, double eps, py::handle residual_, bo
   constexpr auto op = "rms_norm";
   const Rows x = want_rows(op, "x", x_, kFloats);
   const Rows y = want_rows(op, "y", y_, x.tensor.type, x.rows, x.dim);
-  const Tensor weight = want_optional(op, "weight", weight_, kF32, {x.dim});
+  const Tensor weight = want_dense(op, "weight", weight_, kF32, {x.dim});
   const Rows residual = want_rows(op, "residual", residual_, kFloats, x.rows, x.dim, true);
   const Rows out = want_rows(op, "residual_out", residual_out_, kFloats, x.rows, x.dim, true);
-  if (weight && !weight.is_contiguous()) reject(op, "weight", "be contiguous", "a strided view");
+  if (residual) want_norm_types(op, x, residual, out);
   const RmsNorm args = {
       .x = x.tensor.data,
       .residual = residual.tensor.data,
@@ -27,8 +27,8 @@ void run(py::handle x_, py::handle weight_, double eps, py::handle residual_, bo
       .y_stride = y.stride,
       .residual_out_stride = out.stride,
       .x_type = x.tensor.dtype(),
-      .residual_type = residual.tensor.dtype(),
-      .residual_out_type = out.tensor.dtype(),
+      .residual_type = (residual ? residual : x).tensor.dtype(),
+      .residual_out_type = (out ? out : x).tensor.dtype(),
       .eps = static_cast<float>(eps),
       .unit_offset = unit_offset,
   };

@@ -31,7 +31,7 @@ const dlpack::ExchangeTable* exchange_table() {
 }
 
 uint32_t type_of(dlpack::DataType t) {
-  if (t.lanes != 1) return 0;
+  if (t.lanes != 1) return kOther;
   switch (t.code << 8 | t.bits) {
     case dlpack::kFloat << 8 | 32:
       return kF32;
@@ -46,7 +46,7 @@ uint32_t type_of(dlpack::DataType t) {
     case dlpack::kComplex << 8 | 64:
       return kC64;
     default:
-      return 0;
+      return kOther;
   }
 }
 
@@ -117,6 +117,7 @@ Tensor want(const char* op, const char* arg, py::handle object, uint32_t types) 
                          std::string(py::str(object.attr("dtype"))));
   t.ndim = view.ndim;
   t.device_id = view.device.id;
+  t.element_size = (view.dtype.bits * view.dtype.lanes + 7) / 8;
   for (int i = 0; i < t.ndim; ++i) {
     t.shape[i] = view.shape[i];
     t.stride[i] = view.strides[i];
@@ -147,6 +148,14 @@ Tensor want(const char* op, const char* arg, py::handle object, uint32_t types,
 Tensor want_optional(const char* op, const char* arg, py::handle object, uint32_t types,
                      std::initializer_list<int64_t> shape) {
   return object.is_none() ? Tensor{} : want(op, arg, object, types, shape);
+}
+
+Tensor want_dense(const char* op, const char* arg, py::handle object, uint32_t types,
+                  std::initializer_list<int64_t> shape) {
+  const Tensor t = want_optional(op, arg, object, types, shape);
+  if (t && !t.is_contiguous())
+    reject(op, arg, "be contiguous", "strides " + dims_text(t.stride, t.ndim));
+  return t;
 }
 
 Rows want_rows(const char* op, const char* arg, py::handle object, uint32_t types, int64_t rows,

@@ -28,6 +28,8 @@ enum Types : uint32_t {
   kI32 = 8,
   kBool8 = 16,
   kC64 = 32,
+  kOther = 64,  // anything else: only its element size is known
+  kAnyType = kFloats | kI32 | kBool8 | kC64 | kOther,
 };
 
 // A borrowed, checked view; null when an optional argument was None.
@@ -36,6 +38,7 @@ struct Tensor {
   int ndim = 0;
   uint32_t type = 0;
   int device_id = 0;
+  int element_size = 0;  // in bytes
   int64_t shape[kMaxDims] = {};
   int64_t stride[kMaxDims] = {};
 
@@ -59,6 +62,10 @@ Tensor want(const char* op, const char* arg, py::handle object, uint32_t types,
 // The same, where None gives a null tensor.
 Tensor want_optional(const char* op, const char* arg, py::handle object, uint32_t types,
                      std::initializer_list<int64_t> shape);
+
+// The same, for what a kernel reads as a plain array: it must be contiguous too.
+Tensor want_dense(const char* op, const char* arg, py::handle object, uint32_t types,
+                  std::initializer_list<int64_t> shape);
 
 // A tensor [..., dim] seen as rows of contiguous elements, one stride apart.
 struct Rows {

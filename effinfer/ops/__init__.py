@@ -1,13 +1,28 @@
 """The ops: each a fast function with ``.reference`` (plain torch) and ``.isa()`` beside it."""
 
+from effinfer.ops.causal_conv1d import causal_conv1d
+from effinfer.ops.causal_conv1d_update import causal_conv1d_update
+from effinfer.ops.gated_rms_norm import gated_rms_norm
+from effinfer.ops.layer_norm import layer_norm
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
 from effinfer.ops.selective_scan import selective_scan
 from effinfer.ops.selective_state_update import selective_state_update
 from effinfer.ops.ssd import ssd
 from effinfer.ops.ssd_state_update import ssd_state_update
+from effinfer.ops.state_copy import (
+    state_copy,
+    state_fork,
+    state_gather,
+    state_rollback,
+    state_scatter,
+)
 
 __all__ = [
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "gated_rms_norm",
+    "layer_norm",
     "linear",
     "pack_linear",
     "rms_norm",
@@ -15,5 +30,10 @@ __all__ = [
     "selective_state_update",
     "ssd",
     "ssd_state_update",
+    "state_copy",
+    "state_fork",
+    "state_gather",
+    "state_rollback",
+    "state_scatter",
     "unpack_linear",
 ]

@@ -89,7 +89,7 @@ def inference_only(op: str, *inputs: torch.Tensor | None) -> None:
 
 def contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     """``x`` itself when its last dimension is dense and its rows evenly spaced, else a copy."""
-    if x.is_contiguous() or (x.dim() == 2 and x.stride(1) == 1):
+    if x.is_contiguous() or _evenly_spaced_rows(x):
         return x
     return x.contiguous()
 
@@ -105,3 +105,10 @@ def dense_float32(x: torch.Tensor | None) -> torch.Tensor | None:
     if x is None or (x.dtype is torch.float32 and x.is_contiguous()):
         return x
     return x.float().contiguous()
+
+
+def _evenly_spaced_rows(x: torch.Tensor) -> bool:
+    shape, stride = x.shape, x.stride()
+    return stride[-1] == 1 and all(
+        stride[i] == shape[i + 1] * stride[i + 1] for i in range(x.dim() - 2)
+    )

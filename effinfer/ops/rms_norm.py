@@ -7,7 +7,8 @@ from typing import cast, overload
 import torch
 
 from effinfer._native import native
-from effinfer.ops._register import Op, contiguous_rows, inference_only, public
+from effinfer.ops._norm import fake_with_residual, residual_rows, sum_type
+from effinfer.ops._register import Op, contiguous_rows, dense_float32, inference_only, public
 
 
 def _reference(
@@ -33,16 +34,8 @@ def _run(
     inference_only("rms_norm", x)
     x = contiguous_rows(x)
     y = torch.empty_like(x)
-    native(x).rms_norm(x, _float32(weight), eps, None, unit_offset, y, None)
+    native(x).rms_norm(x, dense_float32(weight), eps, None, unit_offset, y, None)
     return y
-
-
-def _residual_type(x: torch.Tensor, residual: torch.Tensor, in_fp32: bool) -> torch.dtype:
-    return torch.float32 if in_fp32 else torch.promote_types(x.dtype, residual.dtype)
-
-
-def _float32(weight: torch.Tensor | None) -> torch.Tensor | None:
-    return weight if weight is None or weight.dtype is torch.float32 else weight.float()
 
 
 def _reference_residual(
@@ -56,7 +49,7 @@ def _reference_residual(
     wide = torch.promote_types(x.dtype, torch.float32)
     r = x.to(wide) + residual.to(wide)
     y = _reference(r, weight, eps, unit_offset)
-    return y.to(x.dtype), r.to(_residual_type(x, residual, in_fp32))
+    return y.to(x.dtype), r.to(sum_type(x, residual, in_fp32))
 
 
 def _fake_residual(
@@ -67,8 +60,7 @@ def _fake_residual(
     residual: torch.Tensor,
     in_fp32: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    y = torch.empty_like(contiguous_rows(x))
-    return y, torch.empty_like(y, dtype=_residual_type(x, residual, in_fp32))
+    return fake_with_residual(x, residual, in_fp32)
 
 
 def _run_residual(
@@ -80,9 +72,9 @@ def _run_residual(
     in_fp32: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     inference_only("rms_norm", x, residual)
-    x, residual = contiguous_rows(x), contiguous_rows(residual)
-    y, r = _fake_residual(x, weight, eps, unit_offset, residual, in_fp32)
-    native(x).rms_norm(x, _float32(weight), eps, residual, unit_offset, y, r)
+    y, r = fake_with_residual(x, residual, in_fp32)
+    x, residual = contiguous_rows(x), residual_rows(x, residual)
+    native(x).rms_norm(x, dense_float32(weight), eps, residual, unit_offset, y, r)
     return y, r
 
 

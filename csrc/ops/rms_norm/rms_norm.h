@@ -5,6 +5,7 @@
 //
 // One row is `dim` contiguous elements. The sum of squares is taken in float32 over kLanes * 4
 // interleaved partial sums, in one fixed order per instruction set.
+// Types: residual and residual_out are each float32 or x's type (ops/norm/types.h).
 // Cost per row: 4 dim flops; bytes: x, residual, y, residual_out once, weight from cache.
 #pragma once
 #include "base/cpu.h"

@@ -1,6 +1,7 @@
 // The definition, one element at a time.
 #include "base/scalar.h"
 
+#include "ops/norm/types.h"
 #include "ops/rms_norm/rms_norm.h"
 
 namespace effinfer {
@@ -34,12 +35,8 @@ void normalise_rows(const RmsNorm& a, int64_t begin, int64_t end) {
 }  // namespace
 
 void rms_norm_scalar(const RmsNorm& a, int64_t begin, int64_t end) {
-  with_type(a.x_type, [&](auto x) {
-    with_type(a.residual_type, [&](auto r) {
-      with_type(a.residual_out_type, [&](auto o) {
-        normalise_rows<decltype(x), decltype(r), decltype(o)>(a, begin, end);
-      });
-    });
+  with_norm_types(a.x_type, a.residual_type, a.residual_out_type, [&](auto x, auto r, auto o) {
+    normalise_rows<decltype(x), decltype(r), decltype(o)>(a, begin, end);
   });
 }
 

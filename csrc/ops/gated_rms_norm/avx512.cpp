@@ -1,0 +1,5 @@
+#include "ops/gated_rms_norm/generic.h"
+
+void effinfer::gated_rms_norm_avx512(const GatedRmsNorm& a, int64_t begin, int64_t end) {
+  dispatch(a, begin, end);
+}
