@@ -1,0 +1,44 @@
+"""Notices when weights change, so that nothing computed from them goes silently stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+Stamp = tuple[tuple[int, int, torch.dtype], ...]
+
+
+def stamp(*weights: torch.Tensor | None) -> Stamp:
+    """What identifies the present values of ``weights``: address, version counter and type.
+
+    Every in-place write through autograd-visible tensors (``load_state_dict``, ``copy_``, ``add_``)
+    raises the version; ``.to()`` and assignment change the address. Writes through ``.data`` raise
+    no counter and cannot be seen.
+    """
+    return tuple(
+        (w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype)
+        for w in weights
+        if w is not None
+    )
+
+
+def derived(module: nn.Module, weights: tuple[torch.Tensor, ...], build: Callable[[], T]) -> T:
+    """``build()``, kept on ``module`` until one of ``weights`` changes.
+
+    Under ``torch.compile`` it is rebuilt in the graph: versions cannot be read there, and the
+    compiler fuses what is this small.
+    """
+    if torch.compiler.is_compiling():
+        return build()
+    now = stamp(*weights)
+    kept: tuple[Stamp, T] | None = module.__dict__.get("_effinfer_derived")
+    if kept is None or kept[0] != now:
+        # Outside inference mode, so that the tensors may be used in any mode later.
+        with torch.inference_mode(False), torch.no_grad():
+            kept = (now, build())
+        module.__dict__["_effinfer_derived"] = kept
+    return kept[1]

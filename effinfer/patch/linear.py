@@ -1,0 +1,56 @@
+"""``nn.Linear`` over a packed copy of its weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from effinfer import ops
+from effinfer.nn.stamp import Stamp, stamp
+from effinfer.patch.swap import Patched
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class PackedLinear(Patched):
+    """Multiplies by a packed weight, kept beside the parameter in a non-persistent buffer.
+
+    The parameter stays what state_dict, saving and tying see. The packed copy follows it: it is made
+    again when the parameter was loaded, moved, cast or written in place.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    out_features: int
+    _effinfer_packed: torch.Tensor
+    _effinfer_stamp: Stamp
+
+    def on_patch(self) -> None:
+        """Pack the weight."""
+        assert isinstance(self, nn.Module)
+        # Outside inference mode, so that the packed weight may be used in any mode later.
+        with torch.inference_mode(False), torch.no_grad():
+            packed = ops.pack_linear(self.weight.detach())
+        self.register_buffer("_effinfer_packed", packed, persistent=False)
+        self._effinfer_stamp = stamp(self.weight)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+        # Not left to the next call: a compiled graph does not look at versions.
+        self.on_patch()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``input @ weight.T + bias``."""
+        if not torch.compiler.is_compiling() and self._effinfer_stamp != stamp(self.weight):
+            self.on_patch()
+        return ops.linear(input, self._effinfer_packed, self.out_features, self.bias)
+
+
+def linear_reasons(module: nn.Module) -> list[str]:
+    """Why this linear cannot be packed."""
+    dtype = module.weight.dtype
+    if dtype not in _DTYPES:
+        return [f"weight is {dtype}; packed weights are float32, bfloat16 or float16"]
+    return []

@@ -1,0 +1,140 @@
+"""The SSM mixers of the patched families: Hugging Face's calling convention over ``effinfer.nn``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from effinfer import ops
+from effinfer.errors import UnsupportedOpError
+from effinfer.nn import Mamba1Mixer, Mamba2Mixer
+from effinfer.patch.cache import read_states, write_states
+from effinfer.patch.swap import Patched
+
+
+def _local_mask(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """The mask of these ``length`` tokens as booleans; None where every token is real."""
+    if mask is None:
+        return None
+    mask = mask[:, -length:].bool()
+    if not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask
+
+
+class CachedMixer(Patched):
+    """Runs ``scan`` or ``step`` on the states Hugging Face's cache holds for this layer.
+
+    A run of any length continues from the cached states, and tokens that the mask leaves out touch
+    neither state: what comes out does not depend on how a sequence was split or padded.
+    """
+
+    layer_idx: int
+    scan: Any
+    step: Any
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cache_params: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Mix along time; ``attention_mask`` is 1 or True for real tokens."""
+        if kwargs.get("seq_idx") is not None:
+            raise UnsupportedOpError("patched mixers do not take seq_idx (packed sequences)")
+        mask = _local_mask(attention_mask, hidden_states.shape[1])
+        states = None if cache_params is None else read_states(cache_params, self.layer_idx)
+        if states is not None and mask is None and hidden_states.shape[1] == 1:
+            return self._step(hidden_states, *states)
+        conv_state, ssm_state = (None, None) if states is None else states
+        if conv_state is not None:
+            conv_state = conv_state[..., 1:]
+        output, conv_state, ssm_state = self.scan(hidden_states, conv_state, ssm_state, mask)
+        if cache_params is not None:
+            write_states(cache_params, self.layer_idx, conv_state, ssm_state)
+        return output  # type: ignore[no-any-return]
+
+    def _step(
+        self, hidden_states: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
+    ) -> torch.Tensor:
+        # A cache that the stock model began is in the model's own type, the ops keep float32.
+        wide = conv_state.float(), ssm_state.float()
+        output = self.step(hidden_states, *wide)
+        for kept, new in zip((conv_state, ssm_state), wide, strict=True):
+            if new is not kept:
+                kept.copy_(new)
+        return output  # type: ignore[no-any-return]
+
+
+class MambaMixer(CachedMixer, Mamba1Mixer):
+    """mamba."""
+
+
+class FalconMambaMixer(CachedMixer, Mamba1Mixer):
+    """falcon_mamba: dt, B and C are divided by their root mean square."""
+
+    rms_eps: float
+
+    def normalise(
+        self, dt: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """RMSNorm without weights on each."""
+        return (
+            ops.rms_norm(dt, None, self.rms_eps),
+            ops.rms_norm(B, None, self.rms_eps),
+            ops.rms_norm(C, None, self.rms_eps),
+        )
+
+
+class JambaMixer(CachedMixer, Mamba1Mixer):
+    """jamba: dt, B and C each have their own norm."""
+
+    dt_layernorm: nn.Module
+    b_layernorm: nn.Module
+    c_layernorm: nn.Module
+
+    def normalise(
+        self, dt: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The three norms."""
+        return self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
+
+
+class SSDMixer(CachedMixer, Mamba2Mixer):
+    """mamba2, bamba, granitemoehybrid."""
+
+
+class FloorSSDMixer(CachedMixer, Mamba2Mixer):
+    """zamba2, nemotron_h: the time step has a floor and no ceiling, whatever time_step_limit says."""
+
+    config: Any
+
+    def dt_limit(self) -> tuple[float, float]:
+        """From the configuration's time_step_min."""
+        return float(self.config.time_step_min), math.inf
+
+
+class FalconH1Mixer(CachedMixer, Mamba2Mixer):
+    """falcon_h1: fixed multipliers around the input projection."""
+
+    ssm_in_multiplier: float
+    mup_vector: torch.Tensor
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The projection between its multipliers."""
+        projected = self.in_proj(hidden * self.ssm_in_multiplier) * self.mup_vector
+        return projected.to(hidden.dtype)
+
+
+def mixer_reasons(module: nn.Module) -> list[str]:
+    """Why this mixer cannot run on effinfer's ops."""
+    reasons = []
+    if module.activation not in ("silu", "swish"):
+        reasons.append(f"activation is {module.activation!r}; the convolution has silu")
+    if module.A_log.dtype == torch.float64:
+        reasons.append("parameters are float64; the ops compute in float32")
+    return reasons

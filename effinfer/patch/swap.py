@@ -1,0 +1,61 @@
+"""Changing the class of one module instance, and changing it back."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from typing import Any, ClassVar, SupportsIndex
+
+from torch import nn
+
+# Everything a patched module keeps for itself starts so; unpatching removes exactly that.
+PREFIX = "_effinfer_"
+
+
+class Patched:
+    """Marks a swapped class; ``_effinfer_base`` is the class the module had."""
+
+    _effinfer_base: ClassVar[type[nn.Module]]
+
+    def on_patch(self) -> None:
+        """Prepare what the new forward needs; called once, right after the swap."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        # The swapped class is made at run time, so pickle cannot find it by name.
+        _, arguments, *rest = super().__reduce_ex__(protocol)
+        return (_new, (arguments[0]._effinfer_rule_class, self._effinfer_base), *rest)
+
+
+@functools.cache
+def swapped_class(replacement: type, base: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of ``base`` whose methods come from ``replacement`` first."""
+    bases = (replacement, base) if issubclass(replacement, Patched) else (replacement, Patched, base)
+    return type(
+        f"Eff{base.__name__}",
+        bases,
+        {
+            "__module__": replacement.__module__,
+            "_effinfer_base": base,
+            "_effinfer_rule_class": replacement,
+        },
+    )
+
+
+def _new(replacement: type, base: type[nn.Module]) -> Any:
+    return copyreg.__newobj__(swapped_class(replacement, base))  # type: ignore[attr-defined]
+
+
+def swap(module: nn.Module, replacement: type) -> None:
+    """Give ``module`` the methods of ``replacement``; its parameters, buffers and hooks stay."""
+    module.__class__ = swapped_class(replacement, type(module))
+    assert isinstance(module, Patched)
+    module.on_patch()
+
+
+def restore(module: nn.Module) -> None:
+    """Undo ``swap``: the class it had, and nothing of ours left on it."""
+    assert isinstance(module, Patched)
+    ours = [name for name in (*module.__dict__, *module._buffers) if name.startswith(PREFIX)]
+    module.__class__ = module._effinfer_base
+    for name in ours:
+        delattr(module, name)
