@@ -3,16 +3,38 @@
 Importing this changes nothing in torch or transformers.
 """
 
-from effinfer import ops
+from effinfer import nn, ops
 from effinfer._native import backend_info, set_backend, set_num_threads, use_backend, use_reference
+from effinfer.errors import (
+    BackendUnavailableError,
+    EffinferError,
+    PatchConflictError,
+    UnsupportedModelError,
+    UnsupportedOpError,
+    VerificationError,
+)
+from effinfer.patch import PatchReport, patch, patched, register_patch, supported, unpatch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendUnavailableError",
+    "EffinferError",
+    "PatchConflictError",
+    "PatchReport",
+    "UnsupportedModelError",
+    "UnsupportedOpError",
+    "VerificationError",
     "backend_info",
+    "nn",
     "ops",
+    "patch",
+    "patched",
+    "register_patch",
     "set_backend",
     "set_num_threads",
+    "supported",
+    "unpatch",
     "use_backend",
     "use_reference",
 ]

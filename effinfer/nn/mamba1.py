@@ -49,7 +49,7 @@ class Mamba1Mixer:
     def _select(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The input-dependent (..., D) dt, before its softplus, and (..., N) B and C."""
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
-        dt, B, C = self.normalise(*self.x_proj(x).split(sizes, dim=-1))
+        dt, B, C = self.normalise(*torch.split(self.x_proj(x), sizes, dim=-1))
         return self.dt_proj(dt), B, C
 
     def scan(
@@ -91,9 +91,7 @@ class Mamba1Mixer:
         """One token (B, 1, H); both states move on in place."""
         A, D, conv_weight = self._constants()
         x, z = self.in_proj(hidden[:, 0]).chunk(2, dim=-1)
-        x = ops.causal_conv1d_update(
-            x, conv_state, conv_weight, self.conv1d.bias, self.activation
-        )
+        x = ops.causal_conv1d_update(x, conv_state, conv_weight, self.conv1d.bias, self.activation)
         dt, B, C = self._select(x)
         y = ops.selective_state_update(ssm_state, x, dt, A, B, C, D, z, dt_softplus=True)
         return self.out_proj(y).unsqueeze(1)

@@ -52,15 +52,15 @@ class Mamba2Mixer:
         return float(low), float(high)
 
     def _split(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gate, x, dt = projected.split(
-            [self.intermediate_size, self.conv_dim, self.num_heads], dim=-1
+        gate, x, dt = torch.split(
+            projected, [self.intermediate_size, self.conv_dim, self.num_heads], dim=-1
         )
         return gate, x, dt
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The convolved x (..., H, P) and B, C (..., G, N), as views."""
         states = self.n_groups * self.ssm_state_size
-        x, B, C = x.split([self.intermediate_size, states, states], dim=-1)
+        x, B, C = torch.split(x, [self.intermediate_size, states, states], dim=-1)
         groups = (self.n_groups, self.ssm_state_size)
         return (
             x.unflatten(-1, (self.num_heads, self.head_dim)),
@@ -121,9 +121,7 @@ class Mamba2Mixer:
         """One token (B, 1, H); both states move on in place."""
         A, D, dt_bias, conv_weight = self._constants()
         gate, x, dt = self._split(self.project(hidden)[:, 0])
-        x = ops.causal_conv1d_update(
-            x, conv_state, conv_weight, self.conv1d.bias, self.activation
-        )
+        x = ops.causal_conv1d_update(x, conv_state, conv_weight, self.conv1d.bias, self.activation)
         x, B, C = self._heads(x)
         y = ops.ssd_state_update(
             ssm_state,

@@ -1,4 +1,4 @@
-"""Reading and writing the SSM states in Hugging Face's cache, over transformers' versions of it."""
+"""Reading and writing the SSM states in Hugging Face's cache."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ States = tuple[torch.Tensor, torch.Tensor]
 def read_states(cache: Any, layer_idx: int) -> States | None:
     """The layer's convolution (B, D, K) and recurrent state; None before its first token."""
     layer = cache.layers[layer_idx]
-    conv, ssm, seen = layer.conv_states, layer.recurrent_states, layer.has_previous_state
-    if isinstance(seen, dict):  # transformers >= 5.16: a layer may hold several states
-        conv, ssm, seen = conv[0], ssm[0], seen[0]
-    if getattr(layer, "record_past", False):
+    if layer.record_past:
         raise UnsupportedOpError(
             "this cache records past states (activate_past_recording), which a patched mixer "
             "does not do; run this generation on the unpatched model"
         )
-    return (conv, ssm) if seen else None
+    return (layer.conv_states[0], layer.recurrent_states[0]) if layer.has_previous_state[0] else None
 
 
 def write_states(cache: Any, layer_idx: int, conv_state: torch.Tensor, ssm: torch.Tensor) -> None:

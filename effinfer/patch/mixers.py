@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from effinfer import ops
 from effinfer.errors import UnsupportedOpError
 from effinfer.nn import Mamba1Mixer, Mamba2Mixer
 from effinfer.patch.cache import read_states, write_states
@@ -33,8 +32,10 @@ class CachedMixer(Patched):
     """
 
     layer_idx: int
-    scan: Any
-    step: Any
+
+    if TYPE_CHECKING:
+        scan: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+        step: Callable[..., torch.Tensor]
 
     def forward(
         self,
@@ -56,7 +57,7 @@ class CachedMixer(Patched):
         output, conv_state, ssm_state = self.scan(hidden_states, conv_state, ssm_state, mask)
         if cache_params is not None:
             write_states(cache_params, self.layer_idx, conv_state, ssm_state)
-        return output  # type: ignore[no-any-return]
+        return output
 
     def _step(
         self, hidden_states: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
@@ -67,31 +68,15 @@ class CachedMixer(Patched):
         for kept, new in zip((conv_state, ssm_state), wide, strict=True):
             if new is not kept:
                 kept.copy_(new)
-        return output  # type: ignore[no-any-return]
+        return output
 
 
 class MambaMixer(CachedMixer, Mamba1Mixer):
     """mamba."""
 
 
-class FalconMambaMixer(CachedMixer, Mamba1Mixer):
-    """falcon_mamba: dt, B and C are divided by their root mean square."""
-
-    rms_eps: float
-
-    def normalise(
-        self, dt: torch.Tensor, B: torch.Tensor, C: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """RMSNorm without weights on each."""
-        return (
-            ops.rms_norm(dt, None, self.rms_eps),
-            ops.rms_norm(B, None, self.rms_eps),
-            ops.rms_norm(C, None, self.rms_eps),
-        )
-
-
-class JambaMixer(CachedMixer, Mamba1Mixer):
-    """jamba: dt, B and C each have their own norm."""
+class NormedMambaMixer(CachedMixer, Mamba1Mixer):
+    """falcon_mamba, jamba: dt, B and C each have their own norm."""
 
     dt_layernorm: nn.Module
     b_layernorm: nn.Module
@@ -105,17 +90,7 @@ class JambaMixer(CachedMixer, Mamba1Mixer):
 
 
 class SSDMixer(CachedMixer, Mamba2Mixer):
-    """mamba2, bamba, granitemoehybrid."""
-
-
-class FloorSSDMixer(CachedMixer, Mamba2Mixer):
-    """zamba2, nemotron_h: the time step has a floor and no ceiling, whatever time_step_limit says."""
-
-    config: Any
-
-    def dt_limit(self) -> tuple[float, float]:
-        """From the configuration's time_step_min."""
-        return float(self.config.time_step_min), math.inf
+    """mamba2, bamba, granitemoehybrid, nemotron_h, zamba2."""
 
 
 class FalconH1Mixer(CachedMixer, Mamba2Mixer):

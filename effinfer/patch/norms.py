@@ -20,12 +20,23 @@ class RMSNorm(Patched):
         return ops.rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
+class WeightlessRMSNorm(Patched):
+    """``x / rms(x)``."""
+
+    eps: float
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension."""
+        return ops.rms_norm(x, None, self.eps)
+
+
 class GatedRMSNorm(Patched):
     """Mamba-2's norm of ``x * silu(gate)``, over groups of channels."""
 
     weight: torch.Tensor
     variance_epsilon: float
-    group_size: int
+    # Some families had one group, and no such attribute, before transformers 5.20.
+    group_size: int | None = None
 
     def forward(
         self, hidden_states: torch.Tensor, gate: torch.Tensor | None = None

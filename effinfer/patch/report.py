@@ -63,7 +63,9 @@ class PatchReport:
         if self.dry_run:
             state = "dry run, nothing changed"
         else:
-            state = f"{self.bytes_before / 1e6:.1f} MB before, {self.bytes_after / 1e6:.1f} MB after"
+            state = (
+                f"{self.bytes_before / 1e6:.1f} MB before, {self.bytes_after / 1e6:.1f} MB after"
+            )
         rows = [
             *_rows("replaced", ((r.module, f"{r.feature}: {r.why}") for r in self.replaced)),
             *_rows("skipped", ((s.module, "; ".join(s.reasons)) for s in self.skipped)),

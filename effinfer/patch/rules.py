@@ -35,20 +35,22 @@ _NORM = "one pass, float32 inside"
 _GATED = "gate and norm in one pass"
 _LINEAR = "packed weight, read at memory speed"
 
-_MIXERS = (
+_Row = tuple[str, str, type, str]
+_MIXERS: tuple[_Row, ...] = (
     ("mamba", "MambaMixer", mixers.MambaMixer, _SCAN),
-    ("falcon_mamba", "FalconMambaMixer", mixers.FalconMambaMixer, _SCAN),
-    ("jamba", "JambaMambaMixer", mixers.JambaMixer, _SCAN),
+    ("falcon_mamba", "FalconMambaMixer", mixers.NormedMambaMixer, _SCAN),
+    ("jamba", "JambaMambaMixer", mixers.NormedMambaMixer, _SCAN),
     ("mamba2", "Mamba2Mixer", mixers.SSDMixer, _SSD),
     ("bamba", "BambaMixer", mixers.SSDMixer, _SSD),
     ("granitemoehybrid", "GraniteMoeHybridMambaLayer", mixers.SSDMixer, _SSD),
-    ("zamba2", "Zamba2MambaMixer", mixers.FloorSSDMixer, _SSD),
-    ("nemotron_h", "NemotronHMamba2Mixer", mixers.FloorSSDMixer, _SSD),
+    ("zamba2", "Zamba2MambaMixer", mixers.SSDMixer, _SSD),
+    ("nemotron_h", "NemotronHMamba2Mixer", mixers.SSDMixer, _SSD),
     ("falcon_h1", "FalconH1Mixer", mixers.FalconH1Mixer, _SSD),
 )
-_NORMS = (
+_NORMS: tuple[_Row, ...] = (
     ("mamba", "MambaRMSNorm", norms.RMSNorm, _NORM),
     ("falcon_mamba", "FalconMambaRMSNorm", norms.RMSNorm, _NORM),
+    ("falcon_mamba", "FalconMambaWeightlessRMSNorm", norms.WeightlessRMSNorm, _NORM),
     ("jamba", "JambaRMSNorm", norms.RMSNorm, _NORM),
     ("mamba2", "Mamba2RMSNorm", norms.RMSNorm, _NORM),
     ("bamba", "BambaRMSNorm", norms.RMSNorm, _NORM),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import functools
 from typing import Any, ClassVar, SupportsIndex
 
@@ -16,33 +15,37 @@ class Patched:
     """Marks a swapped class; ``_effinfer_base`` is the class the module had."""
 
     _effinfer_base: ClassVar[type[nn.Module]]
+    _effinfer_replacement: ClassVar[type]
 
     def on_patch(self) -> None:
         """Prepare what the new forward needs; called once, right after the swap."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         # The swapped class is made at run time, so pickle cannot find it by name.
-        _, arguments, *rest = super().__reduce_ex__(protocol)
-        return (_new, (arguments[0]._effinfer_rule_class, self._effinfer_base), *rest)
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_new, (self._effinfer_replacement, self._effinfer_base), *reduced[2:])
 
 
 @functools.cache
-def swapped_class(replacement: type, base: type[nn.Module]) -> type[nn.Module]:
+def swapped_class(replacement: type, base: type) -> type:
     """A subclass of ``base`` whose methods come from ``replacement`` first."""
-    bases = (replacement, base) if issubclass(replacement, Patched) else (replacement, Patched, base)
+    bases = (
+        (replacement, base) if issubclass(replacement, Patched) else (replacement, Patched, base)
+    )
     return type(
         f"Eff{base.__name__}",
         bases,
         {
             "__module__": replacement.__module__,
             "_effinfer_base": base,
-            "_effinfer_rule_class": replacement,
+            "_effinfer_replacement": replacement,
         },
     )
 
 
 def _new(replacement: type, base: type[nn.Module]) -> Any:
-    return copyreg.__newobj__(swapped_class(replacement, base))  # type: ignore[attr-defined]
+    cls: Any = swapped_class(replacement, base)
+    return cls.__new__(cls)
 
 
 def swap(module: nn.Module, replacement: type) -> None:
@@ -56,6 +59,6 @@ def restore(module: nn.Module) -> None:
     """Undo ``swap``: the class it had, and nothing of ours left on it."""
     assert isinstance(module, Patched)
     ours = [name for name in (*module.__dict__, *module._buffers) if name.startswith(PREFIX)]
-    module.__class__ = module._effinfer_base
+    module.__class__ = module._effinfer_base  # type: ignore[assignment]
     for name in ours:
         delattr(module, name)
