@@ -61,18 +61,17 @@ class Mamba2Mixer:
         """The convolved x (..., H, P) and B, C (..., G, N), as views."""
         states = self.n_groups * self.ssm_state_size
         x, B, C = torch.split(x, [self.intermediate_size, states, states], dim=-1)
-        groups = (self.n_groups, self.ssm_state_size)
-        return (
-            x.unflatten(-1, (self.num_heads, self.head_dim)),
-            B.unflatten(-1, groups),
-            C.unflatten(-1, groups),
-        )
+        groups = (*x.shape[:-1], self.n_groups, self.ssm_state_size)
+        return self._by_head(x), B.view(groups), C.view(groups)
+
+    def _by_head(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim)
 
     def _gate_heads(self, gate: torch.Tensor) -> torch.Tensor | None:
         """The gate, where the scan applies it because there is no gated norm after it."""
         if not isinstance(self.norm, nn.Identity):
             return None
-        return gate.unflatten(-1, (self.num_heads, self.head_dim))
+        return self._by_head(gate)
 
     def _finish(self, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         y = y.flatten(-2)

@@ -20,7 +20,9 @@ def read_states(cache: Any, layer_idx: int) -> States | None:
             "this cache records past states (activate_past_recording), which a patched mixer "
             "does not do; run this generation on the unpatched model"
         )
-    return (layer.conv_states[0], layer.recurrent_states[0]) if layer.has_previous_state[0] else None
+    return (
+        (layer.conv_states[0], layer.recurrent_states[0]) if layer.has_previous_state[0] else None
+    )
 
 
 def write_states(cache: Any, layer_idx: int, conv_state: torch.Tensor, ssm: torch.Tensor) -> None:

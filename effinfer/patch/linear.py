@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from effinfer.patch.swap import Patched
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class PackedLinear(Patched):
+class LinearWithPacked(Patched):
     """Multiplies by a packed weight, kept beside the parameter in a non-persistent buffer.
 
     The parameter stays what state_dict, saving and tying see. The packed copy follows it: it is made
@@ -40,6 +41,13 @@ class PackedLinear(Patched):
         super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
         # Not left to the next call: a compiled graph does not look at versions.
         self.on_patch()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        # Not moved or cast with the rest: how weights are packed depends on their type.
+        del self._effinfer_packed
+        super()._apply(fn, recurse)  # type: ignore[misc]
+        self.on_patch()
+        return self
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``input @ weight.T + bias``."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from effinfer.errors import PatchConflictError
 from effinfer.patch import mixers, norms
-from effinfer.patch.linear import PackedLinear, linear_reasons
+from effinfer.patch.linear import LinearWithPacked, linear_reasons
 
 Reasons = Callable[[nn.Module], list[str]]
 
@@ -79,7 +79,7 @@ def _hub_class(family: str, name: str) -> str:
 
 
 def _table() -> Iterable[Rule]:
-    yield Rule(class_name(nn.Linear), PackedLinear, "linear", _LINEAR, linear_reasons)
+    yield Rule(class_name(nn.Linear), LinearWithPacked, "linear", _LINEAR, linear_reasons)
     for family, name, replacement, why in _MIXERS:
         yield Rule(_hub_class(family, name), replacement, "mixer", why, mixers.mixer_reasons)
     for family, name, replacement, why in _NORMS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar, SupportsIndex
 
 from torch import nn
@@ -26,9 +25,18 @@ class Patched:
         return (_new, (self._effinfer_replacement, self._effinfer_base), *reduced[2:])
 
 
-@functools.cache
+_classes: dict[tuple[type, type], type] = {}
+
+
 def swapped_class(replacement: type, base: type) -> type:
-    """A subclass of ``base`` whose methods come from ``replacement`` first."""
+    """A subclass of ``base`` whose methods come from ``replacement`` first; always the same one."""
+    found = _classes.get((replacement, base))
+    if found is None:
+        found = _classes[replacement, base] = _make_class(replacement, base)
+    return found
+
+
+def _make_class(replacement: type, base: type) -> type:
     bases = (
         (replacement, base) if issubclass(replacement, Patched) else (replacement, Patched, base)
     )
