@@ -10,6 +10,12 @@ namespace effinfer {
 namespace {
 
 constexpr Kernel<SsdFn> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", kAvx512, ssd_avx512},
+    {"avx2", kAvx2, ssd_avx2},
+#elif defined(__aarch64__)
+    {"neon", kNeon, ssd_neon},
+#endif
     {"scalar", kScalar, ssd_scalar},
 };
 

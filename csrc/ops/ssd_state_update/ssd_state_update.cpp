@@ -6,6 +6,12 @@ namespace effinfer {
 namespace {
 
 constexpr Kernel<SsdStateUpdateFn> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", kAvx512, ssd_state_update_avx512},
+    {"avx2", kAvx2, ssd_state_update_avx2},
+#elif defined(__aarch64__)
+    {"neon", kNeon, ssd_state_update_neon},
+#endif
     {"scalar", kScalar, ssd_state_update_scalar},
 };
 

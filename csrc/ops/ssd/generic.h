@@ -1,0 +1,369 @@
+// ssd over vec.h: a block of heads of one group, chunk by chunk (see ssd.h).
+#include "ops/scan/rows.h"
+#include "ops/scan/transpose.h"
+#include "ops/ssd/step.h"
+#include "ops/ssd/tile.h"
+#include "ops/ssd/tokens.h"
+
+namespace effinfer {
+namespace {
+
+constexpr float kLogDecayBound = 200.f;  // exp of it is 0 or inf in float32 whatever it multiplies
+constexpr float kSmallestNormal = 1.17549435e-38f;
+
+class BlockScan {
+ public:
+  BlockScan(const Ssd& args, int64_t sequence, int64_t head_begin, int64_t head_end, float* scratch)
+      : a(args),
+        sequence_(sequence),
+        head_begin_(head_begin),
+        head_end_(head_end),
+        at_(args, head_end - head_begin),
+        scratch_(scratch),
+        walk_(args, sequence) {}
+
+  void run() {
+    with_type(a.x_type,
+              [&](auto x) { zero_masked<decltype(x)>(a, walk_, head_begin_, head_end_); });
+    bool any = false;
+    while ((tokens_ = walk_.next(kSsdChunk, positions_)) > 0) {
+      any = true;
+      load_group();
+      for (int64_t head = head_begin_; head < head_end_; ++head) {
+        load_head(head);
+        if (tokens_ < kSsdShort)
+          scan_short(head);
+        else
+          scan_chunk(head);
+        store_outputs(head);
+      }
+    }
+    if (any) return;
+    for (int64_t head = head_begin_; head < head_end_; ++head) {
+      const float* start = initial_state(a, sequence_, head);
+      copy_state(a, start, last_state(a, sequence_, head));
+      snapshot_start(a, sequence_, head, 0, start);
+    }
+  }
+
+ private:
+  // ---- what the heads of a group share ----------------------------------------------------------
+
+  void load_group() {
+    const int64_t N = a.state_dim, stride = at_.group_stride, group = head_begin_ / per_group();
+    float* const B = scratch_ + at_.B;
+    float* const C = scratch_ + at_.C;
+    for (int64_t i = 0; i < tokens_; ++i) {
+      const auto offset = [&](const int64_t* strides) {
+        return walk_.row * strides[0] + positions_[i] * strides[1] + group * strides[2];
+      };
+      load_row(B + i * stride, a.B, a.B_type, offset(a.B_strides), a.B_strides[3], N);
+      load_row(C + i * stride, a.C, a.B_type, offset(a.C_strides), a.C_strides[3], N);
+      // Whole tiles of the packed state are updated: its padding stays zero.
+      for (int64_t n = N; n < stride; ++n) B[i * stride + n] = 0.f;
+    }
+    if (tokens_ < kSsdShort) return;
+    float* const Bt = scratch_ + at_.Bt;
+    const int64_t panel_floats = at_.state_rows * kPanel;
+    for (int64_t j = 0; j < tokens_; j += kPanel)
+      transpose(B + j * stride, stride, least(kPanel, tokens_ - j), N,
+                Bt + j / kPanel * panel_floats, kPanel);
+    float* const G = scratch_ + at_.G;
+    for (int64_t i = 0; i < tokens_; i += kTileRows)
+      for (int64_t j = 0; j < i + kTileRows; j += kPanel)
+        scores_tile(C + i * stride, stride, Bt + j / kPanel * panel_floats, N,
+                    G + i * kSsdChunk + j);
+  }
+
+  // ---- one head's tokens
+  // --------------------------------------------------------------------------
+
+  void load_head(int64_t head) {
+    with_type(a.x_type, [&](auto x) { load_x<decltype(x)>(head); });
+    float* const D = scratch_ + at_.D;
+    for (int64_t p = 0; p < a.head_dim && a.D != nullptr; ++p)
+      D[p] = a.D[head * a.D_strides[0] + p * a.D_strides[1]];
+    load_steps(head);
+  }
+
+  template <class T>
+  void load_x(int64_t head) {
+    const T* const x =
+        static_cast<const T*>(a.x) + walk_.row * a.x_strides[0] + head * a.x_strides[2];
+    const int64_t time = a.x_strides[1], stride = a.x_strides[3], tokens = tokens_;
+    for (int64_t p = 0; p < a.head_dim; p += kPanel) {
+      float* const X = scratch_ + at_.X + p * kSsdChunk;
+      const int64_t columns = least(kPanel, a.head_dim - p);
+      for (int64_t i = 0; i < tokens; ++i) {
+        const T* const from = x + positions_[i] * time + p * stride;
+        if (columns == kPanel && stride == 1) {
+          EFFINFER_UNROLL
+          for (int v = 0; v < kVecs; ++v)
+            store(X + i * kPanel + v * kLanes, load(from + v * kLanes));
+        } else {
+          for (int64_t c = columns; c < kPanel; ++c) X[i * kPanel + c] = 0.f;
+          load_row(X + i * kPanel, from, stride, columns);
+        }
+      }
+    }
+  }
+
+  // delta, its decay, and the running sum of the decays' logarithms.
+  void load_steps(int64_t head) {
+    float* const delta = scratch_ + at_.delta;
+    float* const decay = scratch_ + at_.decay;
+    float* const pre = scratch_ + at_.pre;
+    const int64_t offset = walk_.row * a.dt_strides[0] + head * a.dt_strides[2];
+    with_type(a.dt_type, [&](auto t) {
+      const auto* dt = static_cast<const decltype(t)*>(a.dt) + offset;
+      for (int64_t i = 0; i < tokens_; ++i) delta[i] = load1(dt + positions_[i] * a.dt_strides[1]);
+    });
+    const Vec bias = splat(a.dt_bias != nullptr ? a.dt_bias[head * a.dt_bias_stride] : 0.f);
+    const Vec rate = splat(a.A[head * a.A_stride]), bound = splat(kLogDecayBound);
+    const Vec lo = splat(a.dt_min), hi = splat(a.dt_max);
+    for (int64_t i = tokens_; i % kLanes != 0; ++i) delta[i] = 0.f;
+    for (int64_t i = 0; i < tokens_; i += kLanes) {
+      Vec d = load(delta + i) + bias;
+      if (a.dt_softplus) d = softplus(d);
+      d = min(hi, max(lo, d));  // NaN stays: it is the second operand
+      const Vec log_decay = min(bound, max(-bound, d * rate));
+      store(delta + i, d);
+      store(decay + i, exp(log_decay));
+      store(pre + i, log_decay);
+    }
+    double sum = 0;
+    for (int64_t i = 0; i < tokens_; ++i) {
+      sum += double{pre[i]};
+      log_decay_[i] = sum;
+      pre[i] = static_cast<float>(sum);
+    }
+    for (int64_t i = 0; i < tokens_; i += kLanes) store(pre + i, exp(load(pre + i)));
+  }
+
+  // y = (Y + D x) silu(z)
+  void store_outputs(int64_t head) {
+    with_type(a.x_type, [&](auto t) { store_y<decltype(t)>(head); });
+  }
+
+  template <class T>
+  void store_y(int64_t head) {
+    const bool has_D = a.D != nullptr, has_z = a.z != nullptr;
+    T* const y = static_cast<T*>(a.y) + walk_.row * a.y_strides[0] + head * a.y_strides[2];
+    const T* const z =
+        has_z ? static_cast<const T*>(a.z) + walk_.row * a.z_strides[0] + head * a.z_strides[2]
+              : nullptr;
+    const int64_t y_step = a.y_strides[3], z_step = a.z_strides[3], P = a.head_dim;
+    for (int64_t p = 0; p < P; p += kLanes) {
+      const int64_t part = p / kPanel * kPanel * kSsdChunk + p % kPanel, n = least(kLanes, P - p);
+      const float* const Y = scratch_ + at_.Y + part;
+      const float* const X = scratch_ + at_.X + part;
+      const Vec D = has_D ? load(scratch_ + at_.D + p) : Vec{};
+      for (int64_t i = 0; i < tokens_; ++i) {
+        Vec out = load(Y + i * kPanel);
+        if (has_D) out = fma(D, load(X + i * kPanel), out);
+        if (has_z) {
+          const T* const gate = z + positions_[i] * a.z_strides[1] + p * z_step;
+          out = out * silu(z_step == 1 && n == kLanes ? load(gate) : load_strided(gate, z_step, n));
+        }
+        T* const to = y + positions_[i] * a.y_strides[1] + p * y_step;
+        if (y_step == 1 && n == kLanes)
+          store(to, out);
+        else
+          store_strided(to, y_step, out, n);
+      }
+    }
+  }
+
+  // ---- few tokens: one by one
+  // ---------------------------------------------------------------------
+
+  void scan_short(int64_t head) {
+    float* const last = last_state(a, sequence_, head);
+    const float* from = last;
+    if (walk_.restart) {
+      from = start(head);
+      if (from == nullptr) {
+        copy_state(a, nullptr, last);
+        from = last;
+      }
+      snapshots_before(head, from);
+    } else {
+      unpack_state(state(head), last);
+    }
+    float* to[kSsdShort];
+    const int64_t keep = a.snapshot_count;
+    for (int64_t i = 0; i < tokens_; ++i) {
+      const int64_t k = walk_.after + tokens_ - 1 - i;
+      to[i] = k > 0 && k < keep ? snapshot(a, sequence_, k, head) : last;
+    }
+    step_tokens(from, to, tokens_);
+    if (walk_.after < keep) copy_state(a, last, snapshot(a, sequence_, walk_.after, head));
+  }
+
+  // The state after token i goes to to[i], where it is read from again; outputs go to Y.
+  void step_tokens(const float* start, float* const* to, int64_t tokens) {
+    const int64_t N = a.state_dim, P = a.head_dim, stride = at_.group_stride;
+    const float* const delta = scratch_ + at_.delta;
+    const float* const decay = scratch_ + at_.decay;
+    for (int64_t p = 0; p < P; p += kLanes) {
+      const int64_t part = p / kPanel * kPanel * kSsdChunk + p % kPanel;
+      const float* from = start + p * N;
+      for (int64_t i = 0; i < tokens; ++i) {
+        const StepArgs<float> s = {from,
+                                   to[i] + p * N,
+                                   N,
+                                   N,
+                                   N,
+                                   scratch_ + at_.B + i * stride,
+                                   scratch_ + at_.C + i * stride,
+                                   nullptr,
+                                   0};
+        const Vec xd = splat(delta[i]) * load(scratch_ + at_.X + part + i * kPanel);
+        const Vec y = step_rows<Decay::kHead>(s, least(kLanes, P - p), splat(decay[i]), xd);
+        store(scratch_ + at_.Y + part + i * kPanel, y);
+        from = s.to;
+      }
+    }
+  }
+
+  // ---- many tokens: three products
+  // ----------------------------------------------------------------
+
+  void scan_chunk(int64_t head) {
+    float* const S = state(head);
+    zero_ = false;
+    if (walk_.restart) {
+      const float* from = start(head);
+      snapshots_before(head, from);
+      zero_ = from == nullptr;
+      if (!zero_) pack_state(from, S);
+    }
+    if (walk_.after + 1 < a.snapshot_count) snapshots_inside(head);  // before Y: steps write there
+    weigh_scores();
+    const OutputTile tile = {scratch_ + at_.C,   at_.group_stride, nullptr, a.state_dim,
+                             scratch_ + at_.pre, scratch_ + at_.M, nullptr, nullptr};
+    for (int64_t panel = 0; panel < at_.panels; ++panel) {
+      OutputTile t = tile;
+      t.S = zero_ ? nullptr : S + panel * at_.state_rows * kPanel;
+      t.X = scratch_ + at_.X + panel * kSsdChunk * kPanel;
+      t.Y = scratch_ + at_.Y + panel * kSsdChunk * kPanel;
+      for (int64_t i = 0; i < tokens_; i += kTileRows) output_tile(t, i);
+    }
+    advance(S, S, tokens_);
+    if (walk_.after == 0) unpack_state(S, last_state(a, sequence_, head));
+    if (walk_.after < a.snapshot_count) unpack_state(S, snapshot(a, sequence_, walk_.after, head));
+  }
+
+  // M_ij = G_ij d_j prod_{j < k <= i} decay_k, the products by columns, j <= i.
+  void weigh_scores() {
+    const float* const G = scratch_ + at_.G;
+    float* const M = scratch_ + at_.M;
+    const float* const decay = scratch_ + at_.decay;
+    const int64_t tokens = tokens_;
+    IVec lane{};
+    for (int l = 0; l < kLanes; ++l) lane[l] = l;
+    for (int64_t j = 0; j < tokens; j += kLanes) {
+      const Vec delta = load(scratch_ + at_.delta + j);
+      Vec weight{};
+      for (int64_t i = j; i < tokens; ++i) {
+        weight = weight * splat(decay[i]);
+        // Denormals are slow on some CPUs; what they would add is below any rounding.
+        weight = select(abs(weight) < splat(kSmallestNormal), Vec{}, weight);
+        if (i < j + kLanes)
+          weight = select(lane == splat_i(static_cast<int>(i - j)), delta, weight);
+        store(M + i * kSsdChunk + j, load(G + i * kSsdChunk + j) * weight);
+      }
+    }
+  }
+
+  // The packed state `tokens` into this chunk.
+  void advance(const float* from, float* to, int64_t tokens) {
+    float* const post = scratch_ + at_.post;
+    const float* const delta = scratch_ + at_.delta;
+    const double end = log_decay_[tokens - 1];
+    for (int64_t j = 0; j < tokens; ++j) post[j] = static_cast<float>(end - log_decay_[j]);
+    for (int64_t j = 0; j < tokens; j += kLanes)
+      store(post + j, exp(load(post + j)) * load(delta + j));
+    const int64_t N = a.state_dim, rows = at_.state_rows;
+    const float* const B = scratch_ + at_.B;
+    const float factor = (scratch_ + at_.pre)[tokens - 1];
+    for (int64_t panel = 0; panel < at_.panels; ++panel) {
+      const float* const X = scratch_ + at_.X + panel * kSsdChunk * kPanel;
+      float* const Xw = scratch_ + at_.Xw;
+      for (int64_t j = 0; j < tokens; ++j) EFFINFER_UNROLL
+      for (int v = 0; v < kVecs; ++v)
+        store(Xw + j * kPanel + v * kLanes, load(X + j * kPanel + v * kLanes) * splat(post[j]));
+      const int64_t part = panel * rows * kPanel;
+      for (int64_t n = 0; n < N; n += kTileRows)
+        state_tile(zero_ ? nullptr : from + part + n * kPanel, factor, B + n, at_.group_stride, Xw,
+                   tokens, to + part + n * kPanel);
+    }
+  }
+
+  // Snapshots due before this chunk's last token, each as a run that ends there would leave it.
+  void snapshots_inside(int64_t head) {
+    const float* const S = state(head);
+    for (int64_t k = walk_.after + 1; k < a.snapshot_count && k < walk_.after + tokens_; ++k) {
+      float* const to = snapshot(a, sequence_, k, head);
+      const int64_t tokens = walk_.after + tokens_ - k;
+      if (tokens >= kSsdShort) {
+        advance(S, scratch_ + at_.spare, tokens);
+        unpack_state(scratch_ + at_.spare, to);
+        continue;
+      }
+      if (zero_)
+        copy_state(a, nullptr, to);
+      else
+        unpack_state(S, to);
+      float* each[kSsdShort];
+      for (float*& t : each) t = to;
+      step_tokens(to, each, tokens);
+    }
+  }
+
+  // ---- states
+  // -------------------------------------------------------------------------------------
+
+  // The state this run starts from when it restarts: null for zeros.
+  const float* start(int64_t head) const {
+    return walk_.first ? initial_state(a, sequence_, head) : nullptr;
+  }
+
+  void snapshots_before(int64_t head, const float* from) {
+    if (walk_.after != TokenWalk::kNotLast)
+      snapshot_start(a, sequence_, head, walk_.after + tokens_, from);
+  }
+
+  float* state(int64_t head) const {
+    return scratch_ + at_.states + (head - head_begin_) * at_.state_floats;
+  }
+
+  void pack_state(const float* from, float* to) const {
+    const int64_t P = a.head_dim, N = a.state_dim, part = at_.state_rows * kPanel;
+    if (P % kPanel != 0 || N < at_.state_rows)
+      __builtin_memset(to, 0, static_cast<size_t>(at_.state_floats) * sizeof(float));
+    for (int64_t p = 0; p < P; p += kPanel)
+      transpose(from + p * N, N, least(kPanel, P - p), N, to + p / kPanel * part, kPanel);
+  }
+
+  void unpack_state(const float* from, float* to) const {
+    const int64_t P = a.head_dim, N = a.state_dim, part = at_.state_rows * kPanel;
+    for (int64_t p = 0; p < P; p += kPanel)
+      transpose(from + p / kPanel * part, kPanel, N, least(kPanel, P - p), to + p * N, N);
+  }
+
+  int64_t per_group() const { return a.heads / a.groups; }
+
+  const Ssd& a;
+  const int64_t sequence_, head_begin_, head_end_;
+  const SsdScratch at_;
+  float* const scratch_;
+  TokenWalk walk_;
+  int64_t tokens_ = 0;
+  int64_t positions_[kSsdChunk];
+  double log_decay_[kSsdChunk];
+  bool zero_ = false;  // the head's state at the chunk's start is zero
+};
+
+}  // namespace
+}  // namespace effinfer

@@ -1,0 +1,6 @@
+#include "ops/ssd_state_update/generic.h"
+
+void effinfer::ssd_state_update_avx2(const SsdStateUpdate& a, int64_t row, int64_t head_begin,
+                                     int64_t head_end) {
+  dispatch(a, row, head_begin, head_end);
+}
