@@ -141,8 +141,12 @@ def demo(
     threads: Threads = None,
 ) -> None:
     """Run the carried Mamba model as transformers ships it and patched, and compare the two."""
+    from transformers.utils import logging
+
     from effinfer.demo import DEFAULT_PROMPT, run_demo
 
+    logging.set_verbosity_error()  # the stock side warns about each fast path it lacks
+    logging.disable_progress_bar()
     if not run_demo(_prompt_text(prompt, file, DEFAULT_PROMPT), tokens, threads):
         raise typer.Exit(1)
 

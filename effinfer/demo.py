@@ -161,7 +161,7 @@ def run_demo(prompt: str, tokens: int, threads: int | None = None) -> bool:
         patched = generate("effinfer")
 
     console.print(tokenizer.decode(patched.tokens), style="dim", markup=False, highlight=False)
-    console.print(report.summary(), highlight=False)
+    console.print(str(report), highlight=False, markup=False)
     table = Table("", "transformers", "effinfer", "ratio", title="the same model, the same prompt")
     for row in _rows(ids.shape[1], tokens, stock, patched):
         table.add_row(*row)
