@@ -64,7 +64,7 @@ def patch(
     if quantize is not None:
         raise UnsupportedOpError("patch: quantize is not in this version; pass None")
     choice = Choice.of(features, include, exclude, filter_fn)
-    check_model(model)
+    check_model(model, dry_run=dry_run)
     done = [name for name, module in model.named_modules() if isinstance(module, Patched)]
     if done:
         raise PatchConflictError(

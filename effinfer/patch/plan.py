@@ -138,12 +138,12 @@ def _stock_reason(module: nn.Module) -> str | None:
     return "no rule for this class"
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be patched at all."""
+def check_model(model: nn.Module, *, dry_run: bool = False) -> None:
+    """Refuse what cannot be patched at all; a dry run needs no weights."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: model must be a torch.nn.Module, got {type(model).__name__}")
     on_meta = [name for name, p in model.named_parameters() if p.is_meta]
-    if on_meta:
+    if on_meta and not dry_run:
         raise UnsupportedModelError(
             f"patch: {len(on_meta)} parameters are on the meta device ({on_meta[0]}, ...): "
             "load the weights before patching"
