@@ -19,6 +19,7 @@ namespace effinfer::gpu {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue: a size the kernels do not go up to
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535;
 
 // ---- launching, on the host ---------------------------------------------------------------------
@@ -128,11 +129,16 @@ __device__ inline void store_any(void* p, DType type, int64_t i, float x) {
   }
 }
 
-// Sums over a warp or a block, in one fixed order; every thread gets the result.
-__device__ inline float warp_sum(float x) {
-  for (int m = kWarp / 2; m > 0; m /= 2) x += shuffle_xor(x, m);
+// Sums over kLanes neighbouring threads, a warp or a block, in one fixed order; every thread gets
+// the result.
+template <int kLanes>
+__device__ inline float lanes_sum(float x) {
+#pragma unroll
+  for (int m = kLanes / 2; m > 0; m /= 2) x += shuffle_xor(x, m);
   return x;
 }
+
+__device__ inline float warp_sum(float x) { return lanes_sum<kWarp>(x); }
 
 // `scratch` holds one float per warp of the block; it may be reused after the next barrier.
 __device__ inline float block_sum(float x, float* scratch) {

@@ -1,7 +1,7 @@
-// linear on a GPU. Every output is summed in one order, whatever the number of rows: blocks of kStep
-// products in ascending k, each from a fresh accumulator, the blocks added in ascending order. Few
-// rows: the weights' bytes set the pace, so the blocks of k are spread over the threads of a panel.
-// Many rows: tiles of 64 x 64 through shared memory.
+// linear on a GPU. Every output is summed in one order, whatever the number of rows: blocks of
+// kStep products in ascending k, each from a fresh accumulator, the blocks added in ascending
+// order. Few rows: the weights' bytes set the pace, so the blocks of k are spread over the threads
+// of a panel. Many rows: tiles of 64 x 64 through shared memory.
 #include <type_traits>
 
 #include "base/gpu.h"
@@ -69,9 +69,8 @@ __global__ void __launch_bounds__(kThreads) few_rows(Linear a) {
     for (int i = thread; i < kFewRows * kSplits * kStep; i += kThreads) {
       const int r = i / (kSplits * kStep), k = i % (kSplits * kStep);
       s.x[r][k / kStep][k % kStep] =
-          r < rows && k < left
-              ? gpu::load_any(a.x, a.x_type, (row + r) * a.x_stride + begin + k)
-              : 0.f;
+          r < rows && k < left ? gpu::load_any(a.x, a.x_type, (row + r) * a.x_stride + begin + k)
+                               : 0.f;
     }
     gpu::sync_block();
     const int64_t first = begin + split * kStep, rest = a.k - first;
@@ -80,7 +79,8 @@ __global__ void __launch_bounds__(kThreads) few_rows(Linear a) {
     for (int half = 0; half < 2; ++half) {
       if (half == count) break;
       const int64_t panel = int64_t{blockIdx.x} * count + half;
-      const W* w = static_cast<const W*>(a.weight) + (panel * a.k + first) * kPanel + place<W>(lane);
+      const W* w =
+          static_cast<const W*>(a.weight) + (panel * a.k + first) * kPanel + place<W>(lane);
       float sums[kFewRows] = {};
 #pragma unroll 8
       for (int k = 0; k < steps; ++k) {
@@ -135,9 +135,8 @@ __global__ void __launch_bounds__(kThreads) many_rows(Linear a) {
     for (int i = thread; i < kStep * kTileN; i += kThreads) {
       const int p = i / (kStep * kPanel), k = i / kPanel % kStep, lane = i % kPanel;
       const W* w = static_cast<const W*>(a.weight) + ((panel + p) * a.k + begin + k) * kPanel;
-      s.w[k][p * kPanel + lane] = panel + p < panels_in_all && begin + k < a.k
-                                      ? gpu::load(w + place<W>(lane))
-                                      : 0.f;
+      s.w[k][p * kPanel + lane] =
+          panel + p < panels_in_all && begin + k < a.k ? gpu::load(w + place<W>(lane)) : 0.f;
     }
     gpu::sync_block();
     float sums[4][4] = {};

@@ -75,4 +75,6 @@ void selective_scan_avx2(const SelectiveScan&, const ScanUnit&, float*);
 void selective_scan_avx512(const SelectiveScan&, const ScanUnit&, float*);
 void selective_scan_neon(const SelectiveScan&, const ScanUnit&, float*);
 
+int selective_scan_cuda(const SelectiveScan&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer

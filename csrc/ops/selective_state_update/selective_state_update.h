@@ -55,4 +55,6 @@ void selective_state_update_avx2(const SelectiveStateUpdate&, int64_t, int64_t, 
 void selective_state_update_avx512(const SelectiveStateUpdate&, int64_t, int64_t, int64_t);
 void selective_state_update_neon(const SelectiveStateUpdate&, int64_t, int64_t, int64_t);
 
+int selective_state_update_cuda(const SelectiveStateUpdate&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer

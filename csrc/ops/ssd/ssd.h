@@ -74,4 +74,6 @@ void ssd_avx2(const Ssd&, int64_t, int64_t, int64_t, float*);
 void ssd_avx512(const Ssd&, int64_t, int64_t, int64_t, float*);
 void ssd_neon(const Ssd&, int64_t, int64_t, int64_t, float*);
 
+int ssd_cuda(const Ssd&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer

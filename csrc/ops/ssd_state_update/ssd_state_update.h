@@ -50,4 +50,6 @@ void ssd_state_update_avx2(const SsdStateUpdate&, int64_t, int64_t, int64_t);
 void ssd_state_update_avx512(const SsdStateUpdate&, int64_t, int64_t, int64_t);
 void ssd_state_update_neon(const SsdStateUpdate&, int64_t, int64_t, int64_t);
 
+int ssd_state_update_cuda(const SsdStateUpdate&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer
