@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from effinfer import ops
+from effinfer.nn.conv import convolve
 from effinfer.nn.stamp import derived
 
 Constants = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -62,13 +63,8 @@ class Mamba1Mixer:
         """A run of tokens (B, L, H) from the given states: output, and both states after it."""
         A, D, conv_weight = self._constants()
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
-        x, conv_state = ops.causal_conv1d(
-            x,
-            conv_weight,
-            self.conv1d.bias,
-            self.activation,
-            initial_state=conv_state,
-            mask=mask,
+        x, conv_state = convolve(
+            x, conv_weight, self.conv1d.bias, self.activation, conv_state, mask
         )
         dt, B, C = self._select(x.transpose(1, 2))
         y, ssm_state = ops.selective_scan(

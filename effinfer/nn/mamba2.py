@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from effinfer import ops
+from effinfer.nn.conv import convolve
 from effinfer.nn.stamp import derived
 
 Constants = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -89,13 +90,8 @@ class Mamba2Mixer:
         """A run of tokens (B, L, H) from the given states: output, and both states after it."""
         A, D, dt_bias, conv_weight = self._constants()
         gate, x, dt = self._split(self.project(hidden))
-        x, conv_state = ops.causal_conv1d(
-            x.transpose(1, 2),
-            conv_weight,
-            self.conv1d.bias,
-            self.activation,
-            initial_state=conv_state,
-            mask=mask,
+        x, conv_state = convolve(
+            x.transpose(1, 2), conv_weight, self.conv1d.bias, self.activation, conv_state, mask
         )
         x, B, C = self._heads(x.transpose(1, 2))
         y, ssm_state = ops.ssd(
@@ -111,7 +107,7 @@ class Mamba2Mixer:
             dt_softplus=True,
             dt_limit=self.dt_limit(),
             mask=mask,
-        )
+        )[:2]
         return self._finish(y, gate), conv_state, ssm_state
 
     def step(

@@ -158,5 +158,6 @@ def check_model(model: nn.Module, *, dry_run: bool = False) -> None:
 def model_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, shared storage counted once."""
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    # Meta tensors have no address; they are told apart by themselves.
+    sizes = {t.untyped_storage().data_ptr() or id(t): t.untyped_storage().nbytes() for t in tensors}
+    return sum(sizes.values())
