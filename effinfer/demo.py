@@ -107,7 +107,7 @@ def _rows(prompt_tokens: int, new_tokens: int, stock: Run, patched: Run) -> list
     def megabytes(size: int | None) -> str:
         return "n/a" if size is None else f"{size / 2**20:.0f} MB"
 
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"prefill, {prompt_tokens} tokens",
             rate(prompt_tokens, stock.prefill_seconds),
