@@ -8,16 +8,21 @@ namespace {
 
 using namespace linear_layout;
 
-constexpr int64_t kLine = 64;
-// Above this many tiles of rows it is cheaper to widen 16-bit weights once than in every tile.
-constexpr int64_t kWidenTiles = 4;
+// Above this many rows it is cheaper to widen 16-bit weights once than in every tile.
+constexpr int64_t kWidenRows = 4 * kTileRows;
 
-// This block of x, in float32, rows kXStride apart: the tiles' addresses are then constants.
+// This block of x, in float32, rows kXStride apart: the tiles' addresses are then constants. Rows are
+// short pieces far apart, which no hardware prefetcher follows.
 template <class X>
 void copy_rows(const X* x, int64_t stride, int64_t rows, int64_t terms, float* out) {
+  constexpr int64_t kStep = 16, kRowsAhead = 4;
   for (int64_t r = 0; r < rows; ++r, x += stride, out += kXStride) {
     int64_t i = 0;
-    for (; i + kLanes <= terms; i += kLanes) store(out + i, load(x + i));
+    for (; i + kStep <= terms; i += kStep) {
+      if (r + kRowsAhead < rows) __builtin_prefetch(x + kRowsAhead * stride + i);
+      EFFINFER_UNROLL
+      for (int64_t v = 0; v < kStep; v += kLanes) store(out + i + v, load(x + i + v));
+    }
     for (; i < terms; ++i) out[i] = load1(x + i);
   }
 }
@@ -47,39 +52,39 @@ void stream_panels(TileArgs<W> args, int64_t panels) {
   }
 }
 
-// All rows against P panels, in tiles of nearly equal height; each prefetches its share of the
-// weights that come next.
+// All rows against P panels, in tiles of nearly equal height. Each tile prefetches a part of the
+// weights that come next, `lines` per panel.
 template <int P, class W>
-void sweep_rows(TileArgs<W> args, int64_t rows, int64_t tiles, int64_t ahead_bytes) {
-  args.ahead_step = ahead_bytes / tiles;
-  const int64_t share = args.terms * args.ahead_step;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t height = rows / (tiles - t);
+void sweep_rows(TileArgs<W> args, int64_t rows, int64_t lines) {
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t wanted = 4 * lines / (tiles * args.terms);
+  args.ahead_lines = wanted >= 4 ? 4 : wanted >= 2 || (tiles == 3 && lines == args.terms) ? 2 : 1;
+  const int64_t share = args.terms / 4 * args.ahead_lines;
+  for (int64_t left = tiles; left > 0; --left) {
+    const int64_t height = rows / left;
+    if (lines <= 0) args.ahead_lines = 0;
     tile_of<kTileRows, P, W>(height, args);
     rows -= height;
+    lines -= share;
     args.x += height * kXStride;
     args.sums += height * args.sums_stride;
-    args.ahead += share;
+    args.ahead += share * kLine;
   }
 }
 
 template <int P, class W>
 void panels_times_rows(TileArgs<W> args, int64_t rows, float* wide) {
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(W));
-  if constexpr (sizeof(W) == sizeof(float)) {
-    sweep_rows<P, W>(args, rows, tiles, kRowBytes);
-  } else if (tiles <= kWidenTiles) {
-    sweep_rows<P, W>(args, rows, tiles, kRowBytes);
-  } else {
-    EFFINFER_UNROLL
-    for (int p = 0; p < P; ++p)
-      widen(args.w + p * args.panel_stride, args.terms, wide + p * kTerms * kPanel);
-    const TileArgs<float> widened = {args.terms, wide,       kTerms * kPanel,
-                                     args.x,     args.sums,  args.sums_stride,
-                                     args.first, args.ahead, 0};
-    sweep_rows<P, float>(widened, rows, tiles, kRowBytes);
+  const int64_t lines = args.terms * kPanel * static_cast<int64_t>(sizeof(W)) / kLine;
+  if (sizeof(W) == sizeof(float) || rows <= kWidenRows) {
+    sweep_rows<P, W>(args, rows, lines);
+    return;
   }
+  EFFINFER_UNROLL
+  for (int p = 0; p < P; ++p)
+    widen(args.w + p * args.panel_stride, args.terms, wide + p * kTerms * kPanel);
+  const TileArgs<float> widened = {args.terms, wide,       kTerms * kPanel, args.x,   args.sums,
+                                   args.sums_stride, args.first, args.ahead, 0};
+  sweep_rows<P, float>(widened, rows, lines);
 }
 
 template <class X, class W>
