@@ -46,8 +46,12 @@ inline int launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared_by
                              cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (status != cudaSuccess) return status;
   }
-  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(args...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  return cudaLaunchKernelEx(&config, kernel, args...);
 }
 #endif
 
@@ -127,6 +131,17 @@ __device__ inline void store_any(void* p, DType type, int64_t i, float x) {
     default:
       static_cast<float*>(p)[i] = x;
   }
+}
+
+// x as an element of this type would keep it.
+__device__ inline float rounded(float x, DType type) {
+  union {
+    float f32;
+    bf16 half_bf16;
+    f16 half_f16;
+  } kept = {x};
+  store_any(&kept, type, 0, x);
+  return load_any(&kept, type, 0);
 }
 
 // Sums over kLanes neighbouring threads, a warp or a block, in one fixed order; every thread gets

@@ -64,6 +64,8 @@ void run(py::handle dst_, py::handle to_, py::handle src_, py::handle from_) {
       .dst_slots = to.as<const int32_t>(),
       .src_slots = from.as<const int32_t>(),
       .count = count,
+      .dst_pool = dst.shape[0],
+      .src_pool = src.shape[0],
       .dst_slot = dst.stride[0] * element,
       .src_slot = src.stride[0] * element,
       .run = element,

@@ -54,4 +54,6 @@ void causal_conv1d_avx2(const CausalConv1d&, const CausalConv1dPart&);
 void causal_conv1d_avx512(const CausalConv1d&, const CausalConv1dPart&);
 void causal_conv1d_neon(const CausalConv1d&, const CausalConv1dPart&);
 
+int causal_conv1d_cuda(const CausalConv1d&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer

@@ -24,6 +24,7 @@ struct CausalConv1dUpdate {
   const int32_t* slots;  // [batch]: row b's state, -1 to skip; null for slot b
   void* y;               // [batch, dim, length]
   int64_t batch, dim, length, width, dilation, columns;
+  int64_t pool;  // slots of state
   int64_t x_batch, x_dim, x_time, y_batch, y_dim, y_time;  // strides in elements
   int64_t state_slot, state_dim, state_column;
   DType type, state_type;  // of x and y; of state
@@ -40,5 +41,7 @@ void causal_conv1d_update_scalar(const CausalConv1dUpdate&, int64_t, int64_t);
 void causal_conv1d_update_avx2(const CausalConv1dUpdate&, int64_t, int64_t);
 void causal_conv1d_update_avx512(const CausalConv1dUpdate&, int64_t, int64_t);
 void causal_conv1d_update_neon(const CausalConv1dUpdate&, int64_t, int64_t);
+
+int causal_conv1d_update_cuda(const CausalConv1dUpdate&, void* stream);  // a cudaError_t
 
 }  // namespace effinfer

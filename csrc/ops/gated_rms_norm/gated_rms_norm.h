@@ -36,4 +36,6 @@ void gated_rms_norm_avx2(const GatedRmsNorm&, int64_t, int64_t);
 void gated_rms_norm_avx512(const GatedRmsNorm&, int64_t, int64_t);
 void gated_rms_norm_neon(const GatedRmsNorm&, int64_t, int64_t);
 
+int gated_rms_norm_cuda(const GatedRmsNorm&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer

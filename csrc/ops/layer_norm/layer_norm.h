@@ -37,4 +37,6 @@ void layer_norm_avx2(const LayerNorm&, int64_t, int64_t);
 void layer_norm_avx512(const LayerNorm&, int64_t, int64_t);
 void layer_norm_neon(const LayerNorm&, int64_t, int64_t);
 
+int layer_norm_cuda(const LayerNorm&, void* stream);  // a cudaError_t
+
 }  // namespace effinfer

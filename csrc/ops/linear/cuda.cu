@@ -117,11 +117,10 @@ struct Tile {
 };
 
 template <class W>
-__global__ void __launch_bounds__(kThreads) many_rows(Linear a) {
+__global__ void __launch_bounds__(kThreads) many_rows(Linear a, int64_t panels_in_all) {
   Tile& s = *gpu::shared<Tile>();
   const int thread = static_cast<int>(threadIdx.x);
   const int count = takes_two(a.epilogue) ? 2 : 1;
-  const int64_t panels_in_all = panels(a);
   const int64_t row = int64_t{blockIdx.y} * kTileRows, panel = int64_t{blockIdx.x} * kTilePanels;
   const int my_row = thread / (kTileN / 4) * 4, my_n = thread % (kTileN / 4) * 4;
   float totals[4][4] = {};
@@ -194,7 +193,8 @@ int run(const Linear& a, void* stream) {
           static_cast<const char*>(a.residual) + row * a.residual_stride * size_of(a.x_type);
     const dim3 grid(static_cast<unsigned>(ceil_div(panels(a), kTilePanels)),
                     static_cast<unsigned>(ceil_div(part.rows, kTileRows)));
-    const int status = gpu::launch(&many_rows<W>, grid, kThreads, sizeof(Tile), stream, part);
+    const int status =
+        gpu::launch(&many_rows<W>, grid, kThreads, sizeof(Tile), stream, part, panels(a));
     if (status != 0) return status;
   }
   return 0;

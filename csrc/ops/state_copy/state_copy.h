@@ -18,6 +18,7 @@ struct StateCopy {
   const int32_t* dst_slots;  // [count]
   const int32_t* src_slots;  // [count]
   int64_t count;
+  int64_t dst_pool, src_pool;  // slots in each pool
   int64_t dst_slot, src_slot;  // bytes between slots
   int64_t run;                 // bytes of the innermost dense run
   // The dimensions around that run, outermost first, 1 where unused; strides in bytes.
@@ -30,5 +31,7 @@ const Kernel<StateCopyFn>& state_copy_kernel();
 void state_copy(const StateCopy& args);
 
 void state_copy_scalar(const StateCopy&, int64_t, int64_t);
+
+int state_copy_cuda(const StateCopy&, void* stream);  // a cudaError_t
 
 }  // namespace effinfer
