@@ -6,6 +6,12 @@ namespace effinfer {
 namespace {
 
 constexpr Kernel<CausalConv1dUpdateFn> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", kAvx512, causal_conv1d_update_avx512},
+    {"avx2", kAvx2, causal_conv1d_update_avx2},
+#elif defined(__aarch64__)
+    {"neon", kNeon, causal_conv1d_update_neon},
+#endif
     {"scalar", kScalar, causal_conv1d_update_scalar},
 };
 
