@@ -29,13 +29,15 @@ class BlockScan {
     while ((tokens_ = walk_.next(kSsdChunk, positions_)) > 0) {
       any = true;
       load_group();
+      load_x(head_begin_);
       for (int64_t head = head_begin_; head < head_end_; ++head) {
         load_head(head);
-        if (tokens_ < kSsdShort)
+        if (tokens_ < kSsdShort) {
+          if (head > head_begin_) load_x(head);
           scan_short(head);
-        else
+        } else {
           scan_chunk(head);
-        store_outputs(head);
+        }
       }
     }
     if (any) return;
@@ -79,31 +81,41 @@ class BlockScan {
   // --------------------------------------------------------------------------
 
   void load_head(int64_t head) {
-    with_type(a.x_type, [&](auto x) { load_x<decltype(x)>(head); });
     float* const D = scratch_ + at_.D;
     for (int64_t p = 0; p < a.head_dim && a.D != nullptr; ++p)
       D[p] = a.D[head * a.D_strides[0] + p * a.D_strides[1]];
     load_steps(head);
   }
 
-  template <class T>
+  // Two heads' x are held: this one's, and the next one's as it is loaded between tiles.
+  float* packed_x(int64_t head) const {
+    return scratch_ + ((head - head_begin_) % 2 == 0 ? at_.X : at_.next_X);
+  }
+
   void load_x(int64_t head) {
-    const T* const x =
-        static_cast<const T*>(a.x) + walk_.row * a.x_strides[0] + head * a.x_strides[2];
-    const int64_t time = a.x_strides[1], stride = a.x_strides[3], tokens = tokens_;
-    for (int64_t p = 0; p < a.head_dim; p += kPanel) {
-      float* const X = scratch_ + at_.X + p * kSsdChunk;
-      const int64_t columns = least(kPanel, a.head_dim - p);
-      for (int64_t i = 0; i < tokens; ++i) {
-        const T* const from = x + positions_[i] * time + p * stride;
-        if (columns == kPanel && stride == 1) {
-          EFFINFER_UNROLL
-          for (int v = 0; v < kVecs; ++v)
-            store(X + i * kPanel + v * kLanes, load(from + v * kLanes));
-        } else {
-          for (int64_t c = columns; c < kPanel; ++c) X[i * kPanel + c] = 0.f;
-          load_row(X + i * kPanel, from, stride, columns);
-        }
+    for (int64_t panel = 0; panel < at_.panels; ++panel) load_x(head, panel, 0, tokens_);
+  }
+
+  void load_x(int64_t head, int64_t panel, int64_t begin, int64_t end) {
+    with_type(a.x_type, [&](auto x) { load_x<decltype(x)>(head, panel, begin, end); });
+  }
+
+  template <class T>
+  void load_x(int64_t head, int64_t panel, int64_t begin, int64_t end) {
+    const int64_t time = a.x_strides[1], stride = a.x_strides[3], p = panel * kPanel;
+    const int64_t columns = least(kPanel, a.head_dim - p);
+    const T* const x = static_cast<const T*>(a.x) + walk_.row * a.x_strides[0] +
+                       head * a.x_strides[2] + p * stride;
+    float* const X = packed_x(head) + p * kSsdChunk;
+    for (int64_t i = begin; i < end; ++i) {
+      const T* const from = x + positions_[i] * time;
+      float* const to = X + i * kPanel;
+      if (columns == kPanel && stride == 1) {
+        EFFINFER_UNROLL
+        for (int v = 0; v < kVecs; ++v) store(to + v * kLanes, load(from + v * kLanes));
+      } else {
+        for (int64_t c = columns; c < kPanel; ++c) to[c] = 0.f;
+        load_row(to, from, stride, columns);
       }
     }
   }
@@ -140,33 +152,38 @@ class BlockScan {
     for (int64_t i = 0; i < tokens_; i += kLanes) store(pre + i, exp(load(pre + i)));
   }
 
-  // y = (Y + D x) silu(z)
-  void store_outputs(int64_t head) {
-    with_type(a.x_type, [&](auto t) { store_y<decltype(t)>(head); });
+  // y = (Y + D x) silu(z) for tokens [begin, end) of a panel.
+  void store_y(int64_t head, int64_t panel, int64_t begin, int64_t end) {
+    with_type(a.x_type, [&](auto t) { store_y<decltype(t)>(head, panel, begin, end); });
   }
 
   template <class T>
-  void store_y(int64_t head) {
-    const bool has_D = a.D != nullptr, has_z = a.z != nullptr;
-    T* const y = static_cast<T*>(a.y) + walk_.row * a.y_strides[0] + head * a.y_strides[2];
-    const T* const z =
-        has_z ? static_cast<const T*>(a.z) + walk_.row * a.z_strides[0] + head * a.z_strides[2]
-              : nullptr;
-    const int64_t y_step = a.y_strides[3], z_step = a.z_strides[3], P = a.head_dim;
-    for (int64_t p = 0; p < P; p += kLanes) {
-      const int64_t part = p / kPanel * kPanel * kSsdChunk + p % kPanel, n = least(kLanes, P - p);
-      const float* const Y = scratch_ + at_.Y + part;
-      const float* const X = scratch_ + at_.X + part;
-      const Vec D = has_D ? load(scratch_ + at_.D + p) : Vec{};
-      for (int64_t i = 0; i < tokens_; ++i) {
-        Vec out = load(Y + i * kPanel);
-        if (has_D) out = fma(D, load(X + i * kPanel), out);
-        if (has_z) {
-          const T* const gate = z + positions_[i] * a.z_strides[1] + p * z_step;
-          out = out * silu(z_step == 1 && n == kLanes ? load(gate) : load_strided(gate, z_step, n));
+  void store_y(int64_t head, int64_t panel, int64_t begin, int64_t end) {
+    const int64_t p = panel * kPanel, columns = a.head_dim - p;
+    const int64_t y_time = a.y_strides[1], z_time = a.z_strides[1];
+    const int64_t y_step = a.y_strides[3], z_step = a.z_strides[3];
+    T* const y =
+        static_cast<T*>(a.y) + walk_.row * a.y_strides[0] + head * a.y_strides[2] + p * y_step;
+    const T* const z = a.z == nullptr ? nullptr
+                                      : static_cast<const T*>(a.z) + walk_.row * a.z_strides[0] +
+                                            head * a.z_strides[2] + p * z_step;
+    const float* const X = packed_x(head) + p * kSsdChunk;
+    const float* const Y = scratch_ + at_.Y;
+    EFFINFER_UNROLL
+    for (int v = 0; v < kPanel; v += kLanes) {
+      const int64_t n = least(kLanes, columns - v);
+      if (n <= 0) return;
+      const bool y_dense = y_step == 1 && n == kLanes, z_dense = z_step == 1 && n == kLanes;
+      const Vec D = a.D != nullptr ? load(scratch_ + at_.D + p + v) : Vec{};
+      for (int64_t i = begin; i < end; ++i) {
+        Vec out = load(Y + i * kPanel + v);
+        if (a.D != nullptr) out = fma(D, load(X + i * kPanel + v), out);
+        if (z != nullptr) {
+          const T* const gate = z + positions_[i] * z_time + v * z_step;
+          out = out * silu(z_dense ? load(gate) : load_strided(gate, z_step, n));
         }
-        T* const to = y + positions_[i] * a.y_strides[1] + p * y_step;
-        if (y_step == 1 && n == kLanes)
+        T* const to = y + positions_[i] * y_time + v * y_step;
+        if (y_dense)
           store(to, out);
         else
           store_strided(to, y_step, out, n);
@@ -196,17 +213,19 @@ class BlockScan {
       const int64_t k = walk_.after + tokens_ - 1 - i;
       to[i] = k > 0 && k < keep ? snapshot(a, sequence_, k, head) : last;
     }
-    step_tokens(from, to, tokens_);
+    step_tokens(head, from, to, tokens_, true);
     if (walk_.after < keep) copy_state(a, last, snapshot(a, sequence_, walk_.after, head));
   }
 
-  // The state after token i goes to to[i], where it is read from again; outputs go to Y.
-  void step_tokens(const float* start, float* const* to, int64_t tokens) {
+  // The state after token i goes to to[i], where it is read from again.
+  void step_tokens(int64_t head, const float* start, float* const* to, int64_t tokens,
+                   bool want_y) {
     const int64_t N = a.state_dim, P = a.head_dim, stride = at_.group_stride;
     const float* const delta = scratch_ + at_.delta;
     const float* const decay = scratch_ + at_.decay;
     for (int64_t p = 0; p < P; p += kLanes) {
-      const int64_t part = p / kPanel * kPanel * kSsdChunk + p % kPanel;
+      const float* const X = packed_x(head) + p / kPanel * kPanel * kSsdChunk + p % kPanel;
+      float* const Y = scratch_ + at_.Y + p % kPanel;
       const float* from = start + p * N;
       for (int64_t i = 0; i < tokens; ++i) {
         const StepArgs<float> s = {from,
@@ -218,11 +237,13 @@ class BlockScan {
                                    scratch_ + at_.C + i * stride,
                                    nullptr,
                                    0};
-        const Vec xd = splat(delta[i]) * load(scratch_ + at_.X + part + i * kPanel);
+        const Vec xd = splat(delta[i]) * load(X + i * kPanel);
         const Vec y = step_rows<Decay::kHead>(s, least(kLanes, P - p), splat(decay[i]), xd);
-        store(scratch_ + at_.Y + part + i * kPanel, y);
+        store(Y + i * kPanel, y);
         from = s.to;
       }
+      const bool panel_done = (p + kLanes) % kPanel == 0 || p + kLanes >= P;
+      if (want_y && panel_done) store_y(head, p / kPanel, 0, tokens);
     }
   }
 
@@ -238,20 +259,57 @@ class BlockScan {
       zero_ = from == nullptr;
       if (!zero_) pack_state(from, S);
     }
-    if (walk_.after + 1 < a.snapshot_count) snapshots_inside(head);  // before Y: steps write there
+    if (walk_.after + 1 < a.snapshot_count) snapshots_inside(head);
     weigh_scores();
-    const OutputTile tile = {scratch_ + at_.C,   at_.group_stride, nullptr, a.state_dim,
-                             scratch_ + at_.pre, scratch_ + at_.M, nullptr, nullptr};
+    OutputTile tile = {scratch_ + at_.C,   at_.group_stride, nullptr, a.state_dim,
+                       scratch_ + at_.pre, scratch_ + at_.M, nullptr, scratch_ + at_.Y};
     for (int64_t panel = 0; panel < at_.panels; ++panel) {
-      OutputTile t = tile;
-      t.S = zero_ ? nullptr : S + panel * at_.state_rows * kPanel;
-      t.X = scratch_ + at_.X + panel * kSsdChunk * kPanel;
-      t.Y = scratch_ + at_.Y + panel * kSsdChunk * kPanel;
-      for (int64_t i = 0; i < tokens_; i += kTileRows) output_tile(t, i);
+      tile.S = zero_ ? nullptr : S + panel * at_.state_rows * kPanel;
+      tile.X = packed_x(head) + panel * kSsdChunk * kPanel;
+      for (int64_t i = 0; i < tokens_; i += kTileRows) {
+        const int64_t end = least(i + kTileRows, tokens_);
+        fetch_ahead(head, panel, i, end);
+        output_tile(tile, i);
+        // Loads and stores that miss the nearest cache, a few at a time, hide behind the tiles.
+        store_y(head, panel, i, end);
+        if (head + 1 < head_end_) load_x(head + 1, panel, i, end);
+      }
     }
-    advance(S, S, tokens_);
+    advance(head, S, S, tokens_);
     if (walk_.after == 0) unpack_state(S, last_state(a, sequence_, head));
     if (walk_.after < a.snapshot_count) unpack_state(S, snapshot(a, sequence_, walk_.after, head));
+  }
+
+  // Asks for what is needed soon: this tile's part of y and z, the next head's x, and a part of the
+  // next chunk's B and C. Heads and tokens lie too far apart for the hardware to guess.
+  void fetch_ahead(int64_t head, int64_t panel, int64_t begin, int64_t end) const {
+    const int64_t column = panel * kPanel, group = head_begin_ / per_group();
+    const int64_t part = (a.state_dim + at_.panels - 1) / at_.panels;  // of N, for this panel
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = positions_[i];
+      fetch<1>(a.y, a.x_type, a.y_strides, at, head, column, kPanel);
+      if (a.z != nullptr) fetch<0>(a.z, a.x_type, a.z_strides, at, head, column, kPanel);
+      if (head + 1 < head_end_) {
+        fetch<0>(a.x, a.x_type, a.x_strides, at, head + 1, column, kPanel);
+      } else {
+        fetch<0>(a.x, a.x_type, a.x_strides, at + kSsdChunk, head_begin_, column, kPanel);
+        fetch<0>(a.B, a.B_type, a.B_strides, at + kSsdChunk, group, panel * part, part);
+        fetch<0>(a.C, a.B_type, a.C_strides, at + kSsdChunk, group, panel * part, part);
+      }
+    }
+  }
+
+  // A hint only: an address past the end does no harm.
+  template <int kWrite>
+  void fetch(const void* base, DType type, const int64_t* strides, int64_t position, int64_t which,
+             int64_t column, int64_t count) const {
+    const uintptr_t from = reinterpret_cast<uintptr_t>(base) +
+                           static_cast<uintptr_t>((walk_.row * strides[0] + position * strides[1] +
+                                                   which * strides[2] + column * strides[3]) *
+                                                  size_of(type));
+    for (int64_t byte = 0; byte < count * size_of(type); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const void*>(from + static_cast<uintptr_t>(byte)),
+                         kWrite);
   }
 
   // M_ij = G_ij d_j prod_{j < k <= i} decay_k, the products by columns, j <= i.
@@ -277,7 +335,7 @@ class BlockScan {
   }
 
   // The packed state `tokens` into this chunk.
-  void advance(const float* from, float* to, int64_t tokens) {
+  void advance(int64_t head, const float* from, float* to, int64_t tokens) {
     float* const post = scratch_ + at_.post;
     const float* const delta = scratch_ + at_.delta;
     const double end = log_decay_[tokens - 1];
@@ -288,7 +346,7 @@ class BlockScan {
     const float* const B = scratch_ + at_.B;
     const float factor = (scratch_ + at_.pre)[tokens - 1];
     for (int64_t panel = 0; panel < at_.panels; ++panel) {
-      const float* const X = scratch_ + at_.X + panel * kSsdChunk * kPanel;
+      const float* const X = packed_x(head) + panel * kSsdChunk * kPanel;
       float* const Xw = scratch_ + at_.Xw;
       for (int64_t j = 0; j < tokens; ++j) EFFINFER_UNROLL
       for (int v = 0; v < kVecs; ++v)
@@ -307,7 +365,7 @@ class BlockScan {
       float* const to = snapshot(a, sequence_, k, head);
       const int64_t tokens = walk_.after + tokens_ - k;
       if (tokens >= kSsdShort) {
-        advance(S, scratch_ + at_.spare, tokens);
+        advance(head, S, scratch_ + at_.spare, tokens);
         unpack_state(scratch_ + at_.spare, to);
         continue;
       }
@@ -317,7 +375,7 @@ class BlockScan {
         unpack_state(S, to);
       float* each[kSsdShort];
       for (float*& t : each) t = to;
-      step_tokens(to, each, tokens);
+      step_tokens(head, to, each, tokens, false);
     }
   }
 

@@ -15,8 +15,9 @@ struct SsdScratch {
   int64_t state_floats;  // of one packed state [panel][n][16]
   int64_t token_floats;  // of one array [panel][token][16]
   int64_t B, C, Bt, G;   // of a group: [token][n], [token][n], [token panel][n][16], [token][token]
-  int64_t M, X, Y;       // of a head: [token][token], then two of token_floats
-  int64_t Xw;            // of a panel: [token][16]
+  int64_t M;             // of a head: [token][token]
+  int64_t X, next_X;     // of two heads: token_floats each
+  int64_t Xw, Y;         // of a panel: [token][16]
   int64_t D;             // of a head: [P] padded
   int64_t delta, decay, post, pre;  // of a head: [token]
   int64_t spare, states;            // packed states: one to spare, then one per head
@@ -41,8 +42,9 @@ struct SsdScratch {
     G = take(kSsdChunk * kSsdChunk);
     M = take(kSsdChunk * kSsdChunk);
     X = take(token_floats);
+    next_X = take(token_floats);
     Xw = take(kSsdChunk * kPanel);
-    Y = take(token_floats);
+    Y = take(kSsdChunk * kPanel);
     D = take(panels * kPanel);
     delta = take(kSsdChunk);
     decay = take(kSsdChunk);

@@ -20,7 +20,7 @@ constexpr Kernel<SsdFn> kKernels[] = {
 };
 
 constexpr int64_t kTasksPerThread = 3;
-constexpr int64_t kStateBudget = 96 * 1024;  // floats of packed states per task: within L2
+constexpr int64_t kStateBudget = 72 * 1024;  // floats of packed states per task: within L2
 
 // How many heads one task scans together, sharing C B^T: all that L2 holds, but fewer where that
 // would leave threads idle. The heads of a task don't influence each other's bits.
@@ -32,7 +32,8 @@ int64_t heads_per_task(const Ssd& a) {
     const int64_t share = a.sequences * a.heads / (a.slots * kTasksPerThread);
     if (share < block) block = share;
   }
-  return block < 1 ? 1 : block < per_group ? block : per_group;
+  const int64_t blocks = block < 1 ? per_group : (per_group + block - 1) / block;
+  return (per_group + blocks - 1) / blocks;  // all about the same
 }
 
 }  // namespace
