@@ -59,7 +59,8 @@ Case ssd_case(int64_t batch, int64_t length, int64_t heads, int64_t P, int64_t N
       .bytes =
           static_cast<double>((tokens * (width + heads + heads * P)) * size_of(type) + 8 * states),
       .run =
-          [=, scratch = std::shared_ptr<void>(), owned = {xbc, dt, A, D, bias, y, first, last},
+          [=, scratch = std::shared_ptr<void>(),
+           owned = std::vector{xbc, dt, A, D, bias, y, first, last},
            capacity = int64_t{0}]() mutable {
             args.slots = num_threads();
             const int64_t needed = ssd_scratch(args);

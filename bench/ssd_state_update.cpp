@@ -56,7 +56,7 @@ Case update_case(int64_t batch, int64_t heads, int64_t P, int64_t N, DType type)
       .dtype = type,
       .flops = 5.0 * static_cast<double>(states),
       .bytes = 8.0 * static_cast<double>(states),
-      .run = [args, owned = {xbc, dt, A, D, bias, y, state}] { ssd_state_update(args); },
+      .run = [args, owned = std::vector{xbc, dt, A, D, bias, y, state}] { ssd_state_update(args); },
   };
 }
 

@@ -11,6 +11,43 @@ namespace {
 constexpr float kLogDecayBound = 200.f;  // exp of it is 0 or inf in float32 whatever it multiplies
 constexpr float kSmallestNormal = 1.17549435e-38f;
 
+// Tokens [begin, end) of a panel that is whole and dense in memory, to and from packed form.
+template <class T>
+__attribute__((noinline)) void load_panel_rows(const T* x, int64_t time, const int64_t* positions,
+                                               int64_t count, float* X) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T* const from = x + positions[i] * time;
+    EFFINFER_UNROLL
+    for (int v = 0; v < kPanel; v += kLanes) store(X + i * kPanel + v, load(from + v));
+  }
+}
+
+template <class T, bool kGated>
+__attribute__((noinline)) void store_panel_rows(const float* Y, const float* X, const float* D,
+                                                const T* z, int64_t z_time, T* y, int64_t y_time,
+                                                const int64_t* positions, int64_t count) {
+  Vec skip[kVecs];
+  EFFINFER_UNROLL
+  for (int v = 0; v < kVecs; ++v) skip[v] = D != nullptr ? load(D + v * kLanes) : Vec{};
+  for (int64_t i = 0; i < count; ++i) {
+    T* const to = y + positions[i] * y_time;
+    EFFINFER_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      Vec out = load(Y + i * kPanel + v * kLanes);
+      if (D != nullptr) out = fma(skip[v], load(X + i * kPanel + v * kLanes), out);
+      if constexpr (kGated) out = out * silu(load(z + positions[i] * z_time + v * kLanes));
+      store(to + v * kLanes, out);
+    }
+  }
+}
+
+template <int kWrite, class T>
+EFFINFER_INLINE void fetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T)))
+    __builtin_prefetch(from + i, kWrite);
+}
+
+template <class T>  // of x, z and y
 class BlockScan {
  public:
   BlockScan(const Ssd& args, int64_t sequence, int64_t head_begin, int64_t head_end, float* scratch)
@@ -23,8 +60,7 @@ class BlockScan {
         walk_(args, sequence) {}
 
   void run() {
-    with_type(a.x_type,
-              [&](auto x) { zero_masked<decltype(x)>(a, walk_, head_begin_, head_end_); });
+    zero_masked<T>(a, walk_, head_begin_, head_end_);
     bool any = false;
     while ((tokens_ = walk_.next(kSsdChunk, positions_)) > 0) {
       any = true;
@@ -92,31 +128,34 @@ class BlockScan {
     return scratch_ + ((head - head_begin_) % 2 == 0 ? at_.X : at_.next_X);
   }
 
+  const T* row_of(const void* base, const int64_t* strides, int64_t head) const {
+    return static_cast<const T*>(base) + walk_.row * strides[0] + head * strides[2];
+  }
+
+  T* y_of(int64_t head) const { return const_cast<T*>(row_of(a.y, a.y_strides, head)); }
+  const T* z_of(int64_t head) const {
+    return a.z != nullptr ? row_of(a.z, a.z_strides, head) : nullptr;
+  }
+
+  bool dense(int64_t panel, int64_t step) const {
+    return step == 1 && (panel + 1) * kPanel <= a.head_dim;
+  }
+
   void load_x(int64_t head) {
-    for (int64_t panel = 0; panel < at_.panels; ++panel) load_x(head, panel, 0, tokens_);
+    for (int64_t panel = 0; panel < at_.panels; ++panel)
+      load_x(row_of(a.x, a.x_strides, head), packed_x(head), panel, 0, tokens_);
   }
 
-  void load_x(int64_t head, int64_t panel, int64_t begin, int64_t end) {
-    with_type(a.x_type, [&](auto x) { load_x<decltype(x)>(head, panel, begin, end); });
-  }
-
-  template <class T>
-  void load_x(int64_t head, int64_t panel, int64_t begin, int64_t end) {
-    const int64_t time = a.x_strides[1], stride = a.x_strides[3], p = panel * kPanel;
+  void load_x(const T* x, float* X, int64_t panel, int64_t begin, int64_t end) const {
+    const int64_t time = a.x_strides[1], step = a.x_strides[3], p = panel * kPanel;
+    float* const to = X + p * kSsdChunk + begin * kPanel;
+    if (dense(panel, step))
+      return load_panel_rows(x + p, time, positions_ + begin, end - begin, to);
     const int64_t columns = least(kPanel, a.head_dim - p);
-    const T* const x = static_cast<const T*>(a.x) + walk_.row * a.x_strides[0] +
-                       head * a.x_strides[2] + p * stride;
-    float* const X = packed_x(head) + p * kSsdChunk;
     for (int64_t i = begin; i < end; ++i) {
-      const T* const from = x + positions_[i] * time;
-      float* const to = X + i * kPanel;
-      if (columns == kPanel && stride == 1) {
-        EFFINFER_UNROLL
-        for (int v = 0; v < kVecs; ++v) store(to + v * kLanes, load(from + v * kLanes));
-      } else {
-        for (int64_t c = columns; c < kPanel; ++c) to[c] = 0.f;
-        load_row(to, from, stride, columns);
-      }
+      float* const row = to + (i - begin) * kPanel;
+      for (int64_t c = columns; c < kPanel; ++c) row[c] = 0.f;
+      load_row(row, x + positions_[i] * time + p * step, step, columns);
     }
   }
 
@@ -153,40 +192,25 @@ class BlockScan {
   }
 
   // y = (Y + D x) silu(z) for tokens [begin, end) of a panel.
-  void store_y(int64_t head, int64_t panel, int64_t begin, int64_t end) {
-    with_type(a.x_type, [&](auto t) { store_y<decltype(t)>(head, panel, begin, end); });
-  }
-
-  template <class T>
-  void store_y(int64_t head, int64_t panel, int64_t begin, int64_t end) {
-    const int64_t p = panel * kPanel, columns = a.head_dim - p;
+  void store_y(const T* z, T* y, const float* X, int64_t panel, int64_t begin, int64_t end) const {
+    const int64_t p = panel * kPanel, y_step = a.y_strides[3], z_step = a.z_strides[3];
     const int64_t y_time = a.y_strides[1], z_time = a.z_strides[1];
-    const int64_t y_step = a.y_strides[3], z_step = a.z_strides[3];
-    T* const y =
-        static_cast<T*>(a.y) + walk_.row * a.y_strides[0] + head * a.y_strides[2] + p * y_step;
-    const T* const z = a.z == nullptr ? nullptr
-                                      : static_cast<const T*>(a.z) + walk_.row * a.z_strides[0] +
-                                            head * a.z_strides[2] + p * z_step;
-    const float* const X = packed_x(head) + p * kSsdChunk;
-    const float* const Y = scratch_ + at_.Y;
-    EFFINFER_UNROLL
-    for (int v = 0; v < kPanel; v += kLanes) {
-      const int64_t n = least(kLanes, columns - v);
-      if (n <= 0) return;
-      const bool y_dense = y_step == 1 && n == kLanes, z_dense = z_step == 1 && n == kLanes;
-      const Vec D = a.D != nullptr ? load(scratch_ + at_.D + p + v) : Vec{};
-      for (int64_t i = begin; i < end; ++i) {
-        Vec out = load(Y + i * kPanel + v);
-        if (a.D != nullptr) out = fma(D, load(X + i * kPanel + v), out);
-        if (z != nullptr) {
-          const T* const gate = z + positions_[i] * z_time + v * z_step;
-          out = out * silu(z_dense ? load(gate) : load_strided(gate, z_step, n));
-        }
-        T* const to = y + positions_[i] * y_time + v * y_step;
-        if (y_dense)
-          store(to, out);
-        else
-          store_strided(to, y_step, out, n);
+    const float* const D = a.D != nullptr ? scratch_ + at_.D + p : nullptr;
+    float* const Y = scratch_ + at_.Y + begin * kPanel;
+    X += p * kSsdChunk + begin * kPanel;
+    if (dense(panel, y_step) && (z == nullptr || z_step == 1)) {
+      const auto store_rows = z != nullptr ? store_panel_rows<T, true> : store_panel_rows<T, false>;
+      return store_rows(Y, X, D, z + (z != nullptr ? p : 0), z_time, y + p, y_time,
+                        positions_ + begin, end - begin);
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t c = 0; c < kPanel && p + c < a.head_dim; c += kLanes) {
+        const int64_t n = least(kLanes, a.head_dim - p - c), at = (i - begin) * kPanel + c;
+        Vec out = load(Y + at);
+        if (D != nullptr) out = fma(load(D + c), load(X + at), out);
+        if (z != nullptr)
+          out = out * silu(load_strided(z + positions_[i] * z_time + (p + c) * z_step, z_step, n));
+        store_strided(y + positions_[i] * y_time + (p + c) * y_step, y_step, out, n);
       }
     }
   }
@@ -243,7 +267,8 @@ class BlockScan {
         from = s.to;
       }
       const bool panel_done = (p + kLanes) % kPanel == 0 || p + kLanes >= P;
-      if (want_y && panel_done) store_y(head, p / kPanel, 0, tokens);
+      if (want_y && panel_done)
+        store_y(z_of(head), y_of(head), packed_x(head), p / kPanel, 0, tokens);
     }
   }
 
@@ -263,16 +288,22 @@ class BlockScan {
     weigh_scores();
     OutputTile tile = {scratch_ + at_.C,   at_.group_stride, nullptr, a.state_dim,
                        scratch_ + at_.pre, scratch_ + at_.M, nullptr, scratch_ + at_.Y};
+    const T* const z = z_of(head);
+    T* const y = y_of(head);
+    const bool more = head + 1 < head_end_;
+    const T* const next_x = more ? row_of(a.x, a.x_strides, head + 1) : nullptr;
+    float* const X = packed_x(head);
+    float* const next_X = packed_x(head + 1);
     for (int64_t panel = 0; panel < at_.panels; ++panel) {
       tile.S = zero_ ? nullptr : S + panel * at_.state_rows * kPanel;
-      tile.X = packed_x(head) + panel * kSsdChunk * kPanel;
+      tile.X = X + panel * kSsdChunk * kPanel;
       for (int64_t i = 0; i < tokens_; i += kTileRows) {
         const int64_t end = least(i + kTileRows, tokens_);
-        fetch_ahead(head, panel, i, end);
+        // What misses the nearest cache moves a little at a time, hidden behind the tiles.
+        fetch_ahead(z, y, next_x, panel, i, end);
         output_tile(tile, i);
-        // Loads and stores that miss the nearest cache, a few at a time, hide behind the tiles.
-        store_y(head, panel, i, end);
-        if (head + 1 < head_end_) load_x(head + 1, panel, i, end);
+        store_y(z, y, X, panel, i, end);
+        if (more) load_x(next_x, next_X, panel, i, end);
       }
     }
     advance(head, S, S, tokens_);
@@ -280,36 +311,16 @@ class BlockScan {
     if (walk_.after < a.snapshot_count) unpack_state(S, snapshot(a, sequence_, walk_.after, head));
   }
 
-  // Asks for what is needed soon: this tile's part of y and z, the next head's x, and a part of the
-  // next chunk's B and C. Heads and tokens lie too far apart for the hardware to guess.
-  void fetch_ahead(int64_t head, int64_t panel, int64_t begin, int64_t end) const {
-    const int64_t column = panel * kPanel, group = head_begin_ / per_group();
-    const int64_t part = (a.state_dim + at_.panels - 1) / at_.panels;  // of N, for this panel
+  // Heads and tokens lie too far apart for the hardware to guess what is needed next.
+  void fetch_ahead(const T* z, const T* y, const T* next_x, int64_t panel, int64_t begin,
+                   int64_t end) const {
+    const int64_t p = panel * kPanel;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = positions_[i];
-      fetch<1>(a.y, a.x_type, a.y_strides, at, head, column, kPanel);
-      if (a.z != nullptr) fetch<0>(a.z, a.x_type, a.z_strides, at, head, column, kPanel);
-      if (head + 1 < head_end_) {
-        fetch<0>(a.x, a.x_type, a.x_strides, at, head + 1, column, kPanel);
-      } else {
-        fetch<0>(a.x, a.x_type, a.x_strides, at + kSsdChunk, head_begin_, column, kPanel);
-        fetch<0>(a.B, a.B_type, a.B_strides, at + kSsdChunk, group, panel * part, part);
-        fetch<0>(a.C, a.B_type, a.C_strides, at + kSsdChunk, group, panel * part, part);
-      }
+      fetch<1>(y + at * a.y_strides[1] + p * a.y_strides[3], kPanel);
+      if (z != nullptr) fetch<0>(z + at * a.z_strides[1] + p * a.z_strides[3], kPanel);
+      if (next_x != nullptr) fetch<0>(next_x + at * a.x_strides[1] + p * a.x_strides[3], kPanel);
     }
-  }
-
-  // A hint only: an address past the end does no harm.
-  template <int kWrite>
-  void fetch(const void* base, DType type, const int64_t* strides, int64_t position, int64_t which,
-             int64_t column, int64_t count) const {
-    const uintptr_t from = reinterpret_cast<uintptr_t>(base) +
-                           static_cast<uintptr_t>((walk_.row * strides[0] + position * strides[1] +
-                                                   which * strides[2] + column * strides[3]) *
-                                                  size_of(type));
-    for (int64_t byte = 0; byte < count * size_of(type); byte += 64)
-      __builtin_prefetch(reinterpret_cast<const void*>(from + static_cast<uintptr_t>(byte)),
-                         kWrite);
   }
 
   // M_ij = G_ij d_j prod_{j < k <= i} decay_k, the products by columns, j <= i.
@@ -422,6 +433,13 @@ class BlockScan {
   double log_decay_[kSsdChunk];
   bool zero_ = false;  // the head's state at the chunk's start is zero
 };
+
+void scan_block(const Ssd& a, int64_t sequence, int64_t head_begin, int64_t head_end,
+                float* scratch) {
+  with_type(a.x_type, [&](auto x) {
+    BlockScan<decltype(x)>(a, sequence, head_begin, head_end, scratch).run();
+  });
+}
 
 }  // namespace
 }  // namespace effinfer

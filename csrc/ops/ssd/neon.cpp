@@ -2,5 +2,5 @@
 
 void effinfer::ssd_neon(const Ssd& a, int64_t sequence, int64_t head_begin, int64_t head_end,
                         float* scratch) {
-  BlockScan(a, sequence, head_begin, head_end, scratch).run();
+  scan_block(a, sequence, head_begin, head_end, scratch);
 }
