@@ -100,15 +100,15 @@ FAMILIES = tuple(CONFIGS)
 PURE_SSM = ("mamba", "falcon_mamba", "mamba2")
 
 
-def tiny_config(name: str) -> Any:
+def tiny_config(name: str, **changes: Any) -> Any:
     """The configuration of a family, or of one of its variants."""
-    family, changes = VARIANTS.get(name, (name, {}))
-    return AutoConfig.for_model(family, **(SIZES | CONFIGS[family] | changes))
+    family, variant = VARIANTS.get(name, (name, {}))
+    return AutoConfig.for_model(family, **(SIZES | CONFIGS[family] | variant | changes))
 
 
-def tiny_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def tiny_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """A stock model in eval mode, the same weights for the same seed."""
-    model = AutoModelForCausalLM.from_config(tiny_config(name))
+    model = AutoModelForCausalLM.from_config(tiny_config(name, **changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, p in model.named_parameters():

@@ -172,13 +172,20 @@ def test_compiles_without_graph_breaks(family: str) -> None:
     assert _distance(got, _real(_logits(model, **batch), batch)) <= 1e-5
 
 
-def test_compiles_with_inductor() -> None:
-    model = _patched("mamba")[0]
-    batch = _batch(padded=False)
+def test_compiles_with_inductor_and_a_cache() -> None:
+    model = tiny_model("mamba", num_hidden_layers=1)
+    effinfer.patch(model, strict=True)
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True)
-    got = _logits(compiled, **batch, use_cache=False)
-    assert _distance(got, _logits(model, **batch)) <= 1e-5
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    ids = tokens(1, 8)
+
+    def run(forward: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            head = forward(ids[:, :7], use_cache=True)
+            tail = forward(ids[:, 7:], use_cache=True, **cache_of(head))
+        return torch.cat([head.logits, tail.logits], dim=1)
+
+    assert _distance(run(compiled), run(model)) <= 1e-5
 
 
 @every_family
