@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from effinfer import ops
+
+
+def conv_parameters(conv: nn.Conv1d) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight (D, W) and bias of a depthwise convolution, in float32 as the op uses them."""
+    bias = None if conv.bias is None else conv.bias.float()
+    return conv.weight.squeeze(1).float(), bias
 
 
 def convolve(

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from effinfer import ops
-from effinfer.nn.conv import convolve
+from effinfer.nn.conv import conv_parameters, convolve
 from effinfer.nn.stamp import derived
 
-Constants = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Constants = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class Mamba1Mixer:
@@ -33,13 +33,13 @@ class Mamba1Mixer:
     ssm_state_size: int
 
     def _constants(self) -> Constants:
-        """A, D and the convolution's weight as the ops want them."""
+        """A, D, the convolution's weight and its bias as the ops want them."""
         assert isinstance(self, nn.Module)
-        weights = (self.A_log, self.D, self.conv1d.weight)
+        weights = (self.A_log, self.D, self.conv1d.weight, self.conv1d.bias)
         return derived(self, weights, self._build_constants)
 
     def _build_constants(self) -> Constants:
-        return -torch.exp(self.A_log.float()), self.D.float(), self.conv1d.weight.squeeze(1)
+        return -torch.exp(self.A_log.float()), self.D.float(), *conv_parameters(self.conv1d)
 
     def normalise(
         self, dt: torch.Tensor, B: torch.Tensor, C: torch.Tensor
@@ -61,11 +61,9 @@ class Mamba1Mixer:
         mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A run of tokens (B, L, H) from the given states: output, and both states after it."""
-        A, D, conv_weight = self._constants()
+        A, D, weight, bias = self._constants()
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
-        x, conv_state = convolve(
-            x, conv_weight, self.conv1d.bias, self.activation, conv_state, mask
-        )
+        x, conv_state = convolve(x, weight, bias, self.activation, conv_state, mask)
         dt, B, C = self._select(x.transpose(1, 2))
         y, ssm_state = ops.selective_scan(
             x,
@@ -85,9 +83,9 @@ class Mamba1Mixer:
         self, hidden: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
     ) -> torch.Tensor:
         """One token (B, 1, H); both states move on in place."""
-        A, D, conv_weight = self._constants()
+        A, D, weight, bias = self._constants()
         x, z = self.in_proj(hidden[:, 0]).chunk(2, dim=-1)
-        x = ops.causal_conv1d_update(x, conv_state, conv_weight, self.conv1d.bias, self.activation)
+        x = ops.causal_conv1d_update(x, conv_state, weight, bias, self.activation)
         dt, B, C = self._select(x)
         y = ops.selective_state_update(ssm_state, x, dt, A, B, C, D, z, dt_softplus=True)
         return self.out_proj(y).unsqueeze(1)

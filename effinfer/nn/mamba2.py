@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from effinfer import ops
-from effinfer.nn.conv import convolve
+from effinfer.nn.conv import conv_parameters, convolve
 from effinfer.nn.stamp import derived
 
-Constants = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Constants = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class Mamba2Mixer:
@@ -34,14 +34,15 @@ class Mamba2Mixer:
     ssm_state_size: int
 
     def _constants(self) -> Constants:
-        """A, D, the step bias and the convolution's weight as the ops want them."""
+        """A, D, the step bias, the convolution's weight and its bias as the ops want them."""
         assert isinstance(self, nn.Module)
-        weights = (self.A_log, self.D, self.dt_bias, self.conv1d.weight)
+        conv = self.conv1d
+        weights = (self.A_log, self.D, self.dt_bias, conv.weight, conv.bias)
         return derived(self, weights, self._build_constants)
 
     def _build_constants(self) -> Constants:
         A = -torch.exp(self.A_log.float())
-        return A, self.D.float(), self.dt_bias.float(), self.conv1d.weight.squeeze(1)
+        return A, self.D.float(), self.dt_bias.float(), *conv_parameters(self.conv1d)
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Gate, convolution input and time step, side by side."""
@@ -88,11 +89,9 @@ class Mamba2Mixer:
         mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A run of tokens (B, L, H) from the given states: output, and both states after it."""
-        A, D, dt_bias, conv_weight = self._constants()
+        A, D, dt_bias, weight, bias = self._constants()
         gate, x, dt = self._split(self.project(hidden))
-        x, conv_state = convolve(
-            x.transpose(1, 2), conv_weight, self.conv1d.bias, self.activation, conv_state, mask
-        )
+        x, conv_state = convolve(x.transpose(1, 2), weight, bias, self.activation, conv_state, mask)
         x, B, C = self._heads(x.transpose(1, 2))
         y, ssm_state = ops.ssd(
             x,
@@ -114,9 +113,9 @@ class Mamba2Mixer:
         self, hidden: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
     ) -> torch.Tensor:
         """One token (B, 1, H); both states move on in place."""
-        A, D, dt_bias, conv_weight = self._constants()
+        A, D, dt_bias, weight, bias = self._constants()
         gate, x, dt = self._split(self.project(hidden)[:, 0])
-        x = ops.causal_conv1d_update(x, conv_state, conv_weight, self.conv1d.bias, self.activation)
+        x = ops.causal_conv1d_update(x, conv_state, weight, bias, self.activation)
         x, B, C = self._heads(x)
         y = ops.ssd_state_update(
             ssm_state,

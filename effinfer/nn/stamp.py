@@ -9,24 +9,27 @@ import torch
 from torch import nn
 
 T = TypeVar("T")
-Stamp = tuple[tuple[int, int, torch.dtype], ...]
+Stamp = list[int]
 
 
 def stamp(*weights: torch.Tensor | None) -> Stamp:
-    """What identifies the present values of ``weights``: address, version counter and type.
+    """What identifies the present values of ``weights``: address and version counter.
 
     Every in-place write through autograd-visible tensors (``load_state_dict``, ``copy_``, ``add_``)
     raises the version; ``.to()`` and assignment change the address. Writes through ``.data`` raise
     no counter and cannot be seen.
     """
-    return tuple(
-        (w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype)
-        for w in weights
-        if w is not None
-    )
+    now = []
+    for w in weights:
+        if w is not None:
+            now.append(w.data_ptr())
+            now.append(0 if w.is_inference() else w._version)
+    return now
 
 
-def derived(module: nn.Module, weights: tuple[torch.Tensor, ...], build: Callable[[], T]) -> T:
+def derived(
+    module: nn.Module, weights: tuple[torch.Tensor | None, ...], build: Callable[[], T]
+) -> T:
     """``build()``, kept on ``module`` until one of ``weights`` changes.
 
     Under ``torch.compile`` it is rebuilt in the graph: versions cannot be read there, and the

@@ -49,11 +49,20 @@ class LinearWithPacked(Patched):
         self.on_patch()
         return self
 
+    def packed(self) -> torch.Tensor:
+        """The packed weight, made again if the parameter changed."""
+        assert isinstance(self, nn.Module)
+        # By dictionary: nn.Module's attribute lookup costs as much as the check.
+        if self._effinfer_stamp != stamp(self._parameters["weight"]):
+            self.on_patch()
+        packed = self._buffers["_effinfer_packed"]
+        assert packed is not None
+        return packed
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``input @ weight.T + bias``."""
-        if not torch.compiler.is_compiling() and self._effinfer_stamp != stamp(self.weight):
-            self.on_patch()
-        return ops.linear(input, self._effinfer_packed, self.out_features, self.bias)
+        packed = self._effinfer_packed if torch.compiler.is_compiling() else self.packed()
+        return ops.linear(input, packed, self.out_features, self.bias)
 
 
 def linear_reasons(module: nn.Module) -> list[str]:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from effinfer.errors import UnsupportedOpError
-from effinfer.nn import Mamba1Mixer, Mamba2Mixer
 from effinfer.patch.cache import read_states, write_states
+from effinfer.patch.direct import DirectMamba1, DirectMamba2, are_bare, direct_kernels
 from effinfer.patch.swap import Patched
 
 
@@ -32,10 +32,12 @@ class CachedMixer(Patched):
     """
 
     layer_idx: int
+    direct = True
 
     if TYPE_CHECKING:
         scan: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
         step: Callable[..., torch.Tensor]
+        direct_step: Callable[..., torch.Tensor]
 
     def forward(
         self,
@@ -63,19 +65,22 @@ class CachedMixer(Patched):
         self, hidden_states: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
     ) -> torch.Tensor:
         # A cache that the stock model began is in the model's own type, the ops keep float32.
-        wide = conv_state.float(), ssm_state.float()
-        output = self.step(hidden_states, *wide)
-        for kept, new in zip((conv_state, ssm_state), wide, strict=True):
-            if new is not kept:
-                kept.copy_(new)
+        wide = ssm_state.float()
+        native = direct_kernels(hidden_states)
+        if native is not None and self.direct and are_bare(self):
+            output = self.direct_step(native, hidden_states[:, 0], conv_state, wide).unsqueeze(1)
+        else:
+            output = self.step(hidden_states, conv_state, wide)
+        if wide is not ssm_state:
+            ssm_state.copy_(wide)
         return output
 
 
-class MambaMixer(CachedMixer, Mamba1Mixer):
+class MambaMixer(CachedMixer, DirectMamba1):
     """mamba."""
 
 
-class NormedMambaMixer(CachedMixer, Mamba1Mixer):
+class NormedMambaMixer(CachedMixer, DirectMamba1):
     """falcon_mamba, jamba: dt, B and C each have their own norm."""
 
     dt_layernorm: nn.Module
@@ -89,13 +94,14 @@ class NormedMambaMixer(CachedMixer, Mamba1Mixer):
         return self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
 
 
-class SSDMixer(CachedMixer, Mamba2Mixer):
+class SSDMixer(CachedMixer, DirectMamba2):
     """mamba2, bamba, granitemoehybrid, nemotron_h, zamba2."""
 
 
-class FalconH1Mixer(CachedMixer, Mamba2Mixer):
+class FalconH1Mixer(CachedMixer, DirectMamba2):
     """falcon_h1: fixed multipliers around the input projection."""
 
+    direct = False
     ssm_in_multiplier: float
     mup_vector: torch.Tensor
 

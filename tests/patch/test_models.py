@@ -121,6 +121,29 @@ def test_greedy_tokens_equal_stock(family: str) -> None:
     assert torch.equal(_patched(family)[0].generate(**batch, **options), want)
 
 
+@every_family
+def test_direct_step_is_the_step_through_the_modules(family: str) -> None:
+    model, _ = _patched(family)
+    ids = tokens(2, 6)
+
+    def last_logits() -> torch.Tensor:
+        with torch.inference_mode():
+            head = model(ids[:, :5], use_cache=True)
+            return model(ids[:, 5:], use_cache=True, **cache_of(head)).logits
+
+    direct = last_logits()
+    seen: list[int] = []
+    hooks = [
+        m.in_proj.register_forward_hook(lambda *_: seen.append(1))
+        for m in model.modules()
+        if hasattr(m, "A_log")
+    ]
+    assert torch.equal(last_logits(), direct)
+    assert len(seen) == 2 * len(hooks)
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.mark.parametrize("more", [1, 7, 256])
 @every_family
 def test_continued_cache_equals_one_shot(family: str, more: int) -> None:
