@@ -24,7 +24,7 @@ struct CausalConv1dUpdate {
   const int32_t* slots;  // [batch]: row b's state, -1 to skip; null for slot b
   void* y;               // [batch, dim, length]
   int64_t batch, dim, length, width, dilation, columns;
-  int64_t pool;  // slots of state
+  int64_t pool;                                            // slots of state
   int64_t x_batch, x_dim, x_time, y_batch, y_dim, y_time;  // strides in elements
   int64_t state_slot, state_dim, state_column;
   DType type, state_type;  // of x and y; of state

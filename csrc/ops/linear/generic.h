@@ -11,8 +11,8 @@ using namespace linear_layout;
 // Above this many rows it is cheaper to widen 16-bit weights once than in every tile.
 constexpr int64_t kWidenRows = 4 * kTileRows;
 
-// This block of x, in float32, rows kXStride apart: the tiles' addresses are then constants. Rows are
-// short pieces far apart, which no hardware prefetcher follows.
+// This block of x, in float32, rows kXStride apart: the tiles' addresses are then constants. Rows
+// are short pieces far apart, which no hardware prefetcher follows.
 template <class X>
 void copy_rows(const X* x, int64_t stride, int64_t rows, int64_t terms, float* out) {
   constexpr int64_t kStep = 16, kRowsAhead = 4;
@@ -82,8 +82,8 @@ void panels_times_rows(TileArgs<W> args, int64_t rows, float* wide) {
   EFFINFER_UNROLL
   for (int p = 0; p < P; ++p)
     widen(args.w + p * args.panel_stride, args.terms, wide + p * kTerms * kPanel);
-  const TileArgs<float> widened = {args.terms, wide,       kTerms * kPanel, args.x,   args.sums,
-                                   args.sums_stride, args.first, args.ahead, 0};
+  const TileArgs<float> widened = {args.terms,       wide,       kTerms * kPanel, args.x, args.sums,
+                                   args.sums_stride, args.first, args.ahead,      0};
   sweep_rows<P, float>(widened, rows, lines);
 }
 

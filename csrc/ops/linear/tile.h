@@ -21,7 +21,8 @@ constexpr int kTileRows = 6, kTilePanels = 1;
 
 // sum += a * b, in place. Left to itself gcc 12 renames the sums from one product to the next (the
 // 132 form) and moves them back at the loop's end, and reads b from memory once per row: 8 % of the
-// 6-row tile's speed, 20 % of the 5-row tile's. clang needs no help; Arm has the in-place form only.
+// 6-row tile's speed, 20 % of the 5-row tile's. clang needs no help; Arm has the in-place form
+// only.
 EFFINFER_INLINE void accumulate(Vec& sum, Vec a, Vec b) {
 #if defined(__AVX512F__)
   asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
@@ -92,8 +93,7 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
     Vec b[kVecs];
     EFFINFER_UNROLL
-    for (int p = 0; p < P; ++p)
-      load_panel(w + p * panel_stride + k * kPanel, b + p * kPanelVecs);
+    for (int p = 0; p < P; ++p) load_panel(w + p * panel_stride + k * kPanel, b + p * kPanelVecs);
     EFFINFER_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vec a = splat(x[r * kXStride + k]);
