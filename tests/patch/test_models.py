@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import effinfer
 from effinfer.patch import PatchReport
 
-from .models import FAMILIES, VARIANTS, cache_of, tiny_model, tokens
+from .models import FAMILIES, PURE_SSM, VARIANTS, cache_of, tiny_model, tokens
 
 LENGTH, PADDING = 24, 7
 
@@ -177,6 +178,36 @@ def test_right_padding_leaves_the_states_alone(family: str) -> None:
             got = getattr(_ssm_layers(padded)[layer], name)[0]
             want = getattr(_ssm_layers(exact)[layer], name)[0]
             assert _distance(got[..., 1:], want[..., 1:]) <= 1e-5
+
+
+@pytest.mark.parametrize("family", PURE_SSM)
+def test_padding_may_be_split_anywhere(family: str) -> None:
+    model, _ = _patched(family)
+    batch = _batch(padded=True)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.inference_mode():
+        whole = model(**batch).logits
+        # Not 1: transformers takes no mask for a single token.
+        for cut in (2, PADDING - 2, PADDING + 2):
+            head = model(ids[:, :cut], attention_mask=mask[:, :cut], use_cache=True)
+            tail = model(
+                ids[:, cut:], attention_mask=mask[:, cut:], use_cache=True, **cache_of(head)
+            )
+            start = max(cut, PADDING)
+            assert _distance(tail.logits[:, start - cut :], whole[:, start:]) <= 5e-6
+
+
+@pytest.mark.parametrize("family", PURE_SSM)
+def test_threads_decode_on_scratch_of_their_own(family: str) -> None:
+    model, _ = _patched(family)
+
+    def generate(seed: int) -> torch.Tensor:
+        return model.generate(tokens(1, 6, seed), max_new_tokens=12, do_sample=False)
+
+    want = [generate(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(generate, range(4)))
+    assert all(map(torch.equal, got, want))
 
 
 def _ssm_layers(output: Any) -> dict[int, Any]:
