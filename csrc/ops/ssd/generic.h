@@ -1,6 +1,6 @@
 // ssd over vec.h: a block of heads of one group, chunk by chunk (see ssd.h).
 #include "ops/scan/rows.h"
-#include "ops/scan/transpose.h"
+#include "ops/ssd/panels.h"
 #include "ops/ssd/step.h"
 #include "ops/ssd/tile.h"
 #include "ops/ssd/tokens.h"
@@ -10,42 +10,6 @@ namespace {
 
 constexpr float kLogDecayBound = 200.f;  // exp of it is 0 or inf in float32 whatever it multiplies
 constexpr float kSmallestNormal = 1.17549435e-38f;
-
-// Tokens [begin, end) of a panel that is whole and dense in memory, to and from packed form.
-template <class T>
-__attribute__((noinline)) void load_panel_rows(const T* x, int64_t time, const int64_t* positions,
-                                               int64_t count, float* X) {
-  for (int64_t i = 0; i < count; ++i) {
-    const T* const from = x + positions[i] * time;
-    EFFINFER_UNROLL
-    for (int v = 0; v < kPanel; v += kLanes) store(X + i * kPanel + v, load(from + v));
-  }
-}
-
-template <class T, bool kGated>
-__attribute__((noinline)) void store_panel_rows(const float* Y, const float* X, const float* D,
-                                                const T* z, int64_t z_time, T* y, int64_t y_time,
-                                                const int64_t* positions, int64_t count) {
-  Vec skip[kVecs];
-  EFFINFER_UNROLL
-  for (int v = 0; v < kVecs; ++v) skip[v] = D != nullptr ? load(D + v * kLanes) : Vec{};
-  for (int64_t i = 0; i < count; ++i) {
-    T* const to = y + positions[i] * y_time;
-    EFFINFER_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      Vec out = load(Y + i * kPanel + v * kLanes);
-      if (D != nullptr) out = fma(skip[v], load(X + i * kPanel + v * kLanes), out);
-      if constexpr (kGated) out = out * silu(load(z + positions[i] * z_time + v * kLanes));
-      store(to + v * kLanes, out);
-    }
-  }
-}
-
-template <int kWrite, class T>
-EFFINFER_INLINE void fetch(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T)))
-    __builtin_prefetch(from + i, kWrite);
-}
 
 template <class T>  // of x, z and y
 class BlockScan {
@@ -229,7 +193,7 @@ class BlockScan {
       }
       snapshots_before(head, from);
     } else {
-      unpack_state(state(head), last);
+      unpack_state(a, at_, state(head), last);
     }
     float* to[kSsdShort];
     const int64_t keep = a.snapshot_count;
@@ -282,7 +246,7 @@ class BlockScan {
       const float* from = start(head);
       snapshots_before(head, from);
       zero_ = from == nullptr;
-      if (!zero_) pack_state(from, S);
+      if (!zero_) pack_state(a, at_, from, S);
     }
     if (walk_.after + 1 < a.snapshot_count) snapshots_inside(head);
     weigh_scores();
@@ -307,8 +271,9 @@ class BlockScan {
       }
     }
     advance(head, S, S, tokens_);
-    if (walk_.after == 0) unpack_state(S, last_state(a, sequence_, head));
-    if (walk_.after < a.snapshot_count) unpack_state(S, snapshot(a, sequence_, walk_.after, head));
+    if (walk_.after == 0) unpack_state(a, at_, S, last_state(a, sequence_, head));
+    if (walk_.after < a.snapshot_count)
+      unpack_state(a, at_, S, snapshot(a, sequence_, walk_.after, head));
   }
 
   // Heads and tokens lie too far apart for the hardware to guess what is needed next.
@@ -377,13 +342,13 @@ class BlockScan {
       const int64_t tokens = walk_.after + tokens_ - k;
       if (tokens >= kSsdShort) {
         advance(head, S, scratch_ + at_.spare, tokens);
-        unpack_state(scratch_ + at_.spare, to);
+        unpack_state(a, at_, scratch_ + at_.spare, to);
         continue;
       }
       if (zero_)
         copy_state(a, nullptr, to);
       else
-        unpack_state(S, to);
+        unpack_state(a, at_, S, to);
       float* each[kSsdShort];
       for (float*& t : each) t = to;
       step_tokens(head, to, each, tokens, false);
@@ -405,20 +370,6 @@ class BlockScan {
 
   float* state(int64_t head) const {
     return scratch_ + at_.states + (head - head_begin_) * at_.state_floats;
-  }
-
-  void pack_state(const float* from, float* to) const {
-    const int64_t P = a.head_dim, N = a.state_dim, part = at_.state_rows * kPanel;
-    if (P % kPanel != 0 || N < at_.state_rows)
-      __builtin_memset(to, 0, static_cast<size_t>(at_.state_floats) * sizeof(float));
-    for (int64_t p = 0; p < P; p += kPanel)
-      transpose(from + p * N, N, least(kPanel, P - p), N, to + p / kPanel * part, kPanel);
-  }
-
-  void unpack_state(const float* from, float* to) const {
-    const int64_t P = a.head_dim, N = a.state_dim, part = at_.state_rows * kPanel;
-    for (int64_t p = 0; p < P; p += kPanel)
-      transpose(from + p / kPanel * part, kPanel, N, least(kPanel, P - p), to + p * N, N);
   }
 
   int64_t per_group() const { return a.heads / a.groups; }
