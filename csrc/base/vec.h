@@ -45,7 +45,24 @@ EFFINFER_INLINE Vec from_bits(IVec x) { return (Vec)x; }
 
 // mask lanes are all ones or all zeros, as comparisons give them.
 EFFINFER_INLINE Vec select(IVec mask, Vec yes, Vec no) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return _mm256_blendv_ps(no, yes, (Vec)mask);
+#else
   return (Vec)((mask & (IVec)yes) | (~mask & (IVec)no));
+#endif
+}
+
+// Whether every lane of a comparison holds.
+EFFINFER_INLINE bool all(IVec mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)mask) == 0xff;
+#elif defined(__aarch64__)
+  return vminvq_u32((uint32x4_t)mask) != 0;
+#else
+  return (mask[0] & mask[1] & mask[2] & mask[3]) != 0;
+#endif
 }
 
 EFFINFER_INLINE Vec fma(Vec a, Vec b, Vec c) {
@@ -203,6 +220,32 @@ EFFINFER_INLINE void store1(T* p, float x) {
   store_n(p, splat(x), 1);
 }
 
+// Rows become columns, by exchanging blocks of 1, 2, 4.. lanes between rows that far apart.
+template <int... j>
+struct Lanes {};
+#if defined(__AVX512F__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
+#elif defined(__AVX2__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
+#else
+using AllLanes = Lanes<0, 1, 2, 3>;
+#endif
+
+template <int kApart, int... j>
+EFFINFER_INLINE void exchange(Vec& a, Vec& b, Lanes<j...>) {
+  const Vec low = __builtin_shufflevector(a, b, ((j & kApart) ? kLanes + j - kApart : j)...);
+  b = __builtin_shufflevector(a, b, ((j & kApart) ? kLanes + j : j + kApart)...);
+  a = low;
+}
+
+template <int kApart = 1>
+EFFINFER_INLINE void transpose(Vec (&rows)[kLanes]) {
+  EFFINFER_UNROLL
+  for (int i = 0; i < kLanes; ++i)
+    if ((i & kApart) == 0) exchange<kApart>(rows[i], rows[i + kApart], AllLanes{});
+  if constexpr (kApart * 2 < kLanes) transpose<kApart * 2>(rows);
+}
+
 // Sum of all lanes, halves first: a fixed order, part of every op's contract.
 EFFINFER_INLINE float sum(Vec x) {
   float part[kLanes];
@@ -217,44 +260,49 @@ EFFINFER_INLINE float sum(Vec x) {
 
 // ---- functions (largest error in ulp found over all floats in the stated range) -----------------
 
-// 2^x, <= 2 ulp; 0 below -126 (no denormals are produced), inf from 128, NaN for NaN.
-EFFINFER_INLINE Vec exp2(Vec x) {
-  const Vec lo = splat(-127.f), hi = splat(128.f);
-  const Vec n = round(min(max(x, lo), hi));  // NaN becomes lo here and is put back at the end
-  const Vec r = min(max(x, lo), hi) - n;
-  Vec q = splat(0.00015403507859446108f);
-  q = fma(q, r, splat(0.0013390736421570182f));
-  q = fma(q, r, splat(0.009618237614631653f));
-  q = fma(q, r, splat(0.05550357326865196f));
-  q = fma(q, r, splat(0.24022649228572845f));
-  q = fma(q, r, splat(0.6931471824645996f));
-  const Vec p = fma(q, r, splat(1.f));
-  Vec y = from_bits(bits_of(p) + (to_int(n) << 23));
-  y = select(x >= hi, splat(__builtin_inff()), y);
-  y = select(x < splat(-126.f), Vec{}, y);
-  return select(x != x, x, y);
+// p * 2^n for 1/2 <= p < 2 and an already rounded n, where the result is not denormal.
+EFFINFER_INLINE Vec scale_exponent(Vec p, Vec n) {
+  return (Vec)((UVec)p + ((UVec)to_int(n) << 23));
 }
 
-// e^x, <= 2 ulp; 0 below -87.33, inf above 88.72, NaN for NaN.
-EFFINFER_INLINE Vec exp(Vec x) {
-  const Vec lo = splat(-87.33654f), hi = splat(88.72283f);
-  const Vec c = min(max(x, lo), hi);
-  const Vec n = round(c * splat(1.44269504f));
-  Vec r = fma(n, splat(-0.693359375f), c);
+// 2^x, <= 3 ulp, for |x| <= kExp2Bound; NaN for NaN.
+constexpr float kExp2Bound = 126.f;
+EFFINFER_INLINE Vec exp2_bounded(Vec x) {
+  const Vec n = round(x), r = x - n;
+  // Least error relative to |r|: a decay close to 1 is multiplied many times over.
+  Vec q = splat(0.0013265771558508277f);
+  q = fma(q, r, splat(0.009667622856795788f));
+  q = fma(q, r, splat(0.055506885051727295f));
+  q = fma(q, r, splat(0.240223228931427f));
+  q = fma(q, r, splat(0.6931470632553101f));
+  return scale_exponent(fma(q, r, splat(1.f)), n);
+}
+
+// 2^x, <= 3 ulp; inf from 128, NaN for NaN, 0 from -127 down, something below 2^-126 between -127
+// and -126. The clamped ends come out of the exponent arithmetic exactly, and max and min keep
+// their second operand when it is NaN: no select is needed.
+EFFINFER_INLINE Vec exp2(Vec x) { return exp2_bounded(max(splat(-127.f), min(splat(128.f), x))); }
+
+// e^x, <= 2 ulp, for |x| <= kExpBound; NaN for NaN.
+constexpr float kExpBound = 87.33654f;
+EFFINFER_INLINE Vec exp_bounded(Vec x) {
+  const Vec n = round(x * splat(1.44269504f));
+  Vec r = fma(n, splat(-0.693359375f), x);
   r = fma(n, splat(2.12194440e-4f), r);
   Vec q = splat(0.0013901282800361514f);
   q = fma(q, r, splat(0.008363145403563976f));
   q = fma(q, r, splat(0.04166685417294502f));
   q = fma(q, r, splat(0.16666577756404877f));
   q = fma(q, r, splat(0.5f));
-  const Vec p = fma(q, r * r, r) + splat(1.f);
-  // 2^n in two factors: n = 128 is reached just below overflow.
-  const IVec k = to_int(n), half = k >> 1;
-  const Vec s1 = from_bits((half + 127) << 23), s2 = from_bits((k - half + 127) << 23);
-  Vec y = p * s1 * s2;
+  return scale_exponent(fma(q, r * r, r) + splat(1.f), n);
+}
+
+// e^x, <= 2 ulp; 0 below -87.33, inf above 88.72, NaN for NaN.
+EFFINFER_INLINE Vec exp(Vec x) {
+  const Vec lo = splat(-kExpBound), hi = splat(88.72283f);
+  Vec y = exp_bounded(max(lo, min(hi, x)));
   y = select(x > hi, splat(__builtin_inff()), y);
-  y = select(x < lo, Vec{}, y);
-  return select(x != x, x, y);
+  return select(x < lo, Vec{}, y);
 }
 
 // log(1 + y) for 0 <= y <= 1, <= 2 ulp: 2 atanh(y / (2 + y)).
@@ -269,10 +317,9 @@ EFFINFER_INLINE Vec log1p_unit(Vec y) {
   return fma(q * t, s2, s2);
 }
 
-// log(1 + e^x); x itself above 20, as torch's softplus.
+// log(1 + e^x), as torch's softplus; below -kExpBound 2^-126 instead of less.
 EFFINFER_INLINE Vec softplus(Vec x) {
-  const Vec y = max(x, Vec{}) + log1p_unit(exp(-abs(x)));
-  return select((x > splat(20.f)) | (x != x), x, y);
+  return max(Vec{}, x) + log1p_unit(exp_bounded(max(splat(-kExpBound), -abs(x))));
 }
 
 // x[i] = 1 + e^-x[i], cheaper than exp: its relative error grows as 6e-8 |x| below 0, and it is inf

@@ -141,6 +141,8 @@ def _fake(
     reverse: bool,
     num_snapshots: int,
 ) -> _Results:
+    if A.dim() != 2:
+        raise ValueError(f"selective_scan: A must have shape (D, N), got {tuple(A.shape)}")
     sequences = u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     channels, state = A.shape
     return (

@@ -24,9 +24,10 @@ int64_t group_channels(const SelectiveScan& a) {
 }
 
 int64_t scratch_floats(const SelectiveScan& a) {
-  // 4 matrices of the unit's channels (A, h, constant B and C), 2 of the tile's positions (B, C),
-  // and 4 signals of the unit over the tile.
-  return 4 * kScanUnit * a.state + 2 * kScanTile * (a.state + 16) + 4 * kScanTile * kScanUnit;
+  // The unit's A, h and constant B and C; B and C at the tile's positions (16: a vector's
+  // overhang); D, bias and largest steps; steps, inputs, outputs and two signals of the tile.
+  return 4 * kScanUnit * a.state + 2 * (kScanTile * a.state + 16) + 3 * kScanUnit +
+         5 * kScanTile * kScanUnit;
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ struct SelectiveScan {
 
 // A piece of work: at most kScanUnit channels, all of one group, of one sequence.
 constexpr int64_t kScanUnit = 64;
-constexpr int64_t kScanTile = 64;  // positions converted and kept in L1 at a time
+constexpr int64_t kScanTile = 32;  // positions converted and kept in L1 at a time
 struct ScanUnit {
   int64_t sequence, batch, begin, end;  // positions [begin, end) of that batch row
   int64_t channel, channels;
