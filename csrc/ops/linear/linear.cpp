@@ -22,8 +22,8 @@ constexpr Kernel<LinearFn> kKernels[] = {
     {"scalar", kScalar, linear_scalar},
 };
 
-constexpr int64_t kFewRows = 16;            // up to here the weights' bytes set the pace
-constexpr int64_t kFewRowsPanels = 4;       // walked at once: one stream is half the bandwidth
+constexpr int64_t kStreamRows = 2;          // up to here a task is the panels streamed at once
+constexpr int64_t kLeastPanels = 4;         // of a task; one stream alone is half the bandwidth
 constexpr int64_t kTasksPerSlot = 4;        // enough for a slow worker to be made up for
 constexpr int64_t kWorthThreads = 1 << 18;  // multiply-adds: under about 10 us a thread costs more
 constexpr int64_t kRowStep = 12;            // a multiple of every kernel's tile
@@ -43,10 +43,9 @@ Cut cut(const Linear& a) {
   c.rows =
       a.rows <= kMaxRows ? a.rows : ceil_div(ceil_div(a.rows, c.row_parts), kRowStep) * kRowStep;
   c.row_parts = ceil_div(a.rows, c.rows);
-  c.panels = a.rows <= kFewRows ? kFewRowsPanels : kMaxPanels;
+  c.panels = a.rows <= kStreamRows ? kLeastPanels : kMaxPanels;
   const int64_t all = panels(a);
-  while (c.panels > kFewRowsPanels &&
-         c.row_parts * ceil_div(all, c.panels) < a.slots * kTasksPerSlot)
+  while (c.panels > kLeastPanels && c.row_parts * ceil_div(all, c.panels) < a.slots * kTasksPerSlot)
     c.panels /= 2;
   c.panel_parts = ceil_div(all, c.panels);
   return c;

@@ -28,6 +28,8 @@ EFFINFER_INLINE void accumulate(Vec& sum, Vec a, Vec b) {
   asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #elif defined(__AVX2__)
   asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#elif defined(__aarch64__)
+  asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(sum) : "w"(a), "w"(b));
 #else
   sum = fma(a, b, sum);
 #endif
