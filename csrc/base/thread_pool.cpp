@@ -23,7 +23,10 @@ class ThreadPool {
     for (auto& worker : workers_) worker.join();
     workers_.clear();
     stop_ = false;
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { loop(i, generation_); });
+    // The generation of now, not of when the thread gets to run: a region may have begun by then,
+    // and would wait forever for the worker that missed it.
+    for (int i = 1; i < threads; ++i)
+      workers_.emplace_back([this, i, seen = generation_] { loop(i, seen); });
     size_.store(threads, std::memory_order_relaxed);
   }
 

@@ -332,7 +332,7 @@ EFFINFER_INLINE void one_plus_exp_minus(Vec (&x)[N]) {
   Vec q[N];
   EFFINFER_UNROLL
   for (int i = 0; i < N; ++i)
-    x[i] = min(max(x[i] * splat(-1.44269504f), splat(-126.f)), splat(128.f));
+    x[i] = min(splat(128.f), max(splat(-126.f), x[i] * splat(-1.44269504f)));  // keeps a NaN
   EFFINFER_UNROLL
   for (int i = 0; i < N; ++i) {
     const Vec n = round(x[i]);

@@ -1,0 +1,3 @@
+#include "vec/generic.h"
+
+const effinfer::vec_check::Vectors& effinfer::vec_check::neon() { return kVectors; }
