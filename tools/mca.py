@@ -1,0 +1,228 @@
+"""What the NEON kernels' hot loops should reach on Neoverse V1 and V2, by llvm-mca's model.
+
+A model's figure, not a measurement: llvm-mca knows the core's ports and latencies, and takes every
+load for an L1 hit and every branch for foreseen. Build the neon preset first.
+
+Usage: python tools/mca.py [--build build/neon] [--output bench/results/llvm_mca_neon.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+CORES = ("neoverse-v1", "neoverse-v2")
+PEAK = 32  # flops a cycle of both cores: four 128-bit pipes, one fused multiply-add each
+ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Hot:
+    """A hot loop: the innermost loop with the most vector arithmetic in one function."""
+
+    op: str
+    function: str  # regular expression over the function's demangled name
+    what: str  # one iteration of the loop
+
+
+HOT = (
+    Hot("rms_norm", r"normalise_row<float, float, float>", "sum of squares, 16 elements"),
+    Hot("layer_norm", r"normalise_row<float, float, float>", "variance or scale, 16 elements"),
+    Hot("selective_scan", r"advance_all<false, false>", "4 states of 4 channels, one token"),
+    Hot("ssd", r"\bscores_tile\(", "6x16 tile of C B^T, 2 states"),
+    Hot("ssd", r"\bstate_tile\(", "6x16 tile of the state, 2 tokens"),
+    Hot("ssd", r"\boutput_tile\(", "6x16 tile of the output, 2 terms"),
+    Hot("linear", r"tile<6, 1, float>", "6 rows x 16 outputs, f32, 4 terms"),
+    Hot("linear", r"tile<6, 1, effinfer::bf16>", "6 rows x 16 outputs, bf16 weights, 4 terms"),
+    Hot("linear", r"tile<1, 4, float>", "1 row x 64 outputs, f32, 4 terms"),
+    Hot("linear", r"tile<1, 4, effinfer::bf16>", "1 row x 64 outputs, bf16 weights, 4 terms"),
+)
+
+FUNCTION = re.compile(r"^([0-9a-f]+) <(.*)>:$")
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
+BRANCH = re.compile(r"^(b|b\.\w+|bc\.\w+|cbz|cbnz|tbz|tbnz)$")
+TARGET = re.compile(r"0x([0-9a-f]+) <")
+FUSED = re.compile(r"^f(mla|mls|madd|msub|nmadd|nmsub)$")
+PLAIN = re.compile(r"^f(add|sub|mul|nmul|div|sqrt)$")
+LANES = re.compile(r"^v\d+\.(\d+)[hsd]")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    name: str
+    operands: str
+
+    @property
+    def target(self) -> int | None:
+        found = TARGET.search(self.operands) if BRANCH.match(self.name) else None
+        return int(found[1], 16) if found else None
+
+    @property
+    def flops(self) -> int:
+        vector = LANES.match(self.operands)
+        lanes = int(vector[1]) if vector else 1
+        if FUSED.match(self.name):
+            return 2 * lanes
+        return lanes if PLAIN.match(self.name) else 0
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} {re.sub(r' <.*>', '', self.operands)}"
+
+
+def functions(object_file: Path) -> dict[str, list[Instruction]]:
+    listing = subprocess.run(
+        [tool("llvm-objdump"), "-d", "-C", "--no-show-raw-insn", str(object_file)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found: dict[str, list[Instruction]] = {}
+    for line in listing.splitlines():
+        if match := FUNCTION.match(line):
+            body = found.setdefault(match[2], [])
+        elif match := INSTRUCTION.match(line):
+            body.append(Instruction(int(match[1], 16), match[2], match[3].split("//")[0].strip()))
+    return found
+
+
+def innermost_loops(body: list[Instruction]) -> list[list[Instruction]]:
+    """From the target of a backward branch to the branch, no other such pair between."""
+    spans = [
+        (one.target, one.address)
+        for one in body
+        if one.target is not None and body[0].address <= one.target <= one.address
+    ]
+    return [
+        [one for one in body if begin <= one.address <= end]
+        for begin, end in spans
+        if not any((b, e) != (begin, end) and begin <= b and e <= end for b, e in spans)
+    ]
+
+
+def tool(name: str) -> str:
+    found = shutil.which(f"{name}-19") or shutil.which(name)
+    if found is None:
+        sys.exit(f"tools/mca.py needs {name} (Debian's llvm-19)")
+    return found
+
+
+def analyse(loop: list[Instruction], core: str) -> dict[str, object]:
+    report = subprocess.run(
+        [
+            tool("llvm-mca"),
+            "-mtriple=aarch64",
+            f"-mcpu={core}",
+            f"--iterations={ITERATIONS}",
+            "--bottleneck-analysis",
+        ],
+        input="\n".join(one.text for one in loop),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+    def number(label: str) -> float:
+        found = re.search(rf"^{label}:\s+([\d.]+)", report, re.MULTILINE)
+        assert found is not None, f"llvm-mca's report has no {label!r}"
+        return float(found[1])
+
+    cycles = number("Total Cycles") / ITERATIONS
+    flops = sum(one.flops for one in loop)
+    return {
+        "cycles_per_iteration": round(cycles, 2),
+        "ipc": number("IPC"),
+        "flops_per_cycle": round(flops / cycles, 2),
+        "fraction_of_peak": round(flops / cycles / PEAK, 3),
+        "bottleneck": bottleneck(report),
+    }
+
+
+def bottleneck(report: str) -> str:
+    """The largest cause of back pressure, with the share of cycles it was seen in."""
+    causes = {
+        "ports": r"Resource Pressure\s+\[ ([\d.]+)% \]",
+        "dependencies": r"Data Dependencies:\s+\[ ([\d.]+)% \]",
+    }
+    shares = {
+        name: float(found[1]) for name, text in causes.items() if (found := re.search(text, report))
+    }
+    if not shares or max(shares.values()) == 0:
+        return "dispatch width"
+    worst = max(shares, key=lambda name: shares[name])
+    if worst == "ports":
+        units = re.findall(r"^\s+- (\w+)\s+\[ ([\d.]+)% \]", report, re.MULTILINE)
+        named = sorted(units, key=lambda unit: -float(unit[1]))[:4]
+        worst += f" ({', '.join(name for name, _ in named)})"
+    return f"{worst}, {max(shares.values()):.0f} % of cycles"
+
+
+def hottest(hot: Hot, build: Path) -> tuple[str, list[Instruction]]:
+    object_file = build / f"csrc/CMakeFiles/effinfer_core.dir/ops/{hot.op}/neon.cpp.o"
+    candidates = [
+        (name, loop)
+        for name, body in functions(object_file).items()
+        if re.search(hot.function, name)
+        for loop in innermost_loops(body)
+    ]
+    if not candidates:
+        sys.exit(f"{object_file}: no loop in a function that matches {hot.function!r}")
+    return max(candidates, key=lambda candidate: sum(one.flops for one in candidate[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--build", type=Path, default=Path("build/neon"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results/llvm_mca_neon.json"))
+    options = parser.parse_args()
+    rows = []
+    for hot in HOT:
+        _, loop = hottest(hot, options.build)
+        rows.append(
+            {
+                "op": hot.op,
+                "function": hot.function.replace("\\b", "").replace("\\(", ""),
+                "iteration": hot.what,
+                "instructions": len(loop),
+                "flops_per_iteration": sum(one.flops for one in loop),
+                "branches_inside": sum(one.target is not None for one in loop[:-1]),
+                "cores": {core: analyse(loop, core) for core in CORES},
+            }
+        )
+    version = subprocess.run([tool("llvm-mca"), "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"LLVM version (\S+)", version)
+    result = {
+        "kind": "llvm-mca's model, not a measurement: every load an L1 hit, no branch missed",
+        "llvm": found[1] if found else "unknown",
+        "peak_flops_per_cycle": PEAK,
+        "loops": rows,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    show(result["kind"], rows)
+
+
+def show(kind: object, rows: list[dict[str, object]]) -> None:
+    print(kind)
+    print(f"{'loop':<58} {'core':<12} {'cycles':>7} {'IPC':>5} {'flops/cycle':>11}  bottleneck")
+    for row in rows:
+        cores = row["cores"]
+        assert isinstance(cores, dict)
+        for core, figures in cores.items():
+            print(
+                f"{row['op']}: {row['iteration']}".ljust(58),
+                f"{core:<12} {figures['cycles_per_iteration']:7.2f} {figures['ipc']:5.2f}",
+                f"{figures['flops_per_cycle']:5.1f} ({figures['fraction_of_peak']:4.0%})",
+                f" {figures['bottleneck']}",
+            )
+
+
+if __name__ == "__main__":
+    main()
