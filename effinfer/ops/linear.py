@@ -24,7 +24,7 @@ def _pack_into(panels: torch.Tensor, weight: torch.Tensor) -> None:
     n, k = weight.shape
     full = n // PANEL
     if panels.dtype is torch.bfloat16:  # output j beside output j + 8
-        panels = panels.view(-1, k, 8, 2).transpose(2, 3)
+        panels = panels.view(panels.shape[0], k, 8, 2).transpose(2, 3)
         rows = weight[: full * PANEL].view(full, 2, 8, k).permute(0, 3, 1, 2)
     else:
         rows = weight[: full * PANEL].view(full, PANEL, k).transpose(1, 2)
