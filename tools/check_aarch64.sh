@@ -70,7 +70,6 @@ cp -r effinfer tests pyproject.toml tools/one_of_each.py $stage
 find $stage -name '*.so' -delete
 cp build/neon/csrc/_C.*.so $stage/effinfer/
 cd $stage
-# One case of each test; the scalar kernels are the native tests' business. The property tests run
-# the same code on more shapes, and torch.compile takes minutes here: both are left to the host.
+# One case of each test; the scalar kernels are the native tests' business.
 [ $# -gt 0 ] || set -- tests/ops -p one_of_each -k "not scalar and not cuda"
 PYTHONPATH="$PWD:$root/site" "$root/python" -m pytest -q "$@"
