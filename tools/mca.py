@@ -34,7 +34,9 @@ class Hot:
 HOT = (
     Hot("rms_norm", r"normalise_row<float, float, float>", "sum of squares, 16 elements"),
     Hot("layer_norm", r"normalise_row<float, float, float>", "variance or scale, 16 elements"),
-    Hot("selective_scan", r"advance_all<false, false>", "4 states of 4 channels, one token"),
+    Hot("selective_scan", r"advance_all<.*Form\{true\}>", "4 states of 4 channels, one token"),
+    Hot("selective_scan", r"advance_all<.*Form\{\}>", "the same with unbounded exponents"),
+    Hot("causal_conv1d", r"rows_run<4, float>", "4 tokens of 4 channels, width 4, silu"),
     Hot("ssd", r"\bscores_tile\(", "6x16 tile of C B^T, 2 states"),
     Hot("ssd", r"\bstate_tile\(", "6x16 tile of the state, 2 tokens"),
     Hot("ssd", r"\boutput_tile\(", "6x16 tile of the output, 2 terms"),
@@ -184,11 +186,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for hot in HOT:
-        _, loop = hottest(hot, options.build)
+        name, loop = hottest(hot, options.build)
         rows.append(
             {
                 "op": hot.op,
-                "function": hot.function.replace("\\b", "").replace("\\(", ""),
+                "function": name.replace("(anonymous namespace)::", "").replace("effinfer::", ""),
                 "iteration": hot.what,
                 "instructions": len(loop),
                 "flops_per_iteration": sum(one.flops for one in loop),

@@ -19,17 +19,25 @@ constexpr int kTileRows = 12, kTilePanels = 2;
 constexpr int kTileRows = 6, kTilePanels = 1;
 #endif
 
+#if defined(__aarch64__)
+using Element = float;  // fmla takes it from lane 0: spreading it would cost a vector pipe
+EFFINFER_INLINE Element element(float x) { return x; }
+#else
+using Element = Vec;
+EFFINFER_INLINE Element element(float x) { return splat(x); }
+#endif
+
 // sum += a * b, in place. Left to itself gcc 12 renames the sums from one product to the next (the
 // 132 form) and moves them back at the loop's end, and reads b from memory once per row: 8 % of the
 // 6-row tile's speed, 20 % of the 5-row tile's. clang needs no help; Arm has the in-place form
 // only.
-EFFINFER_INLINE void accumulate(Vec& sum, Vec a, Vec b) {
+EFFINFER_INLINE void accumulate(Vec& sum, Element a, Vec b) {
 #if defined(__AVX512F__)
   asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #elif defined(__AVX2__)
   asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #elif defined(__aarch64__)
-  asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(sum) : "w"(a), "w"(b));
+  asm("fmla %0.4s, %1.4s, %2.s[0]" : "+w"(sum) : "w"(b), "w"(a));
 #else
   sum = fma(a, b, sum);
 #endif
@@ -98,7 +106,7 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
     for (int p = 0; p < P; ++p) load_panel(w + p * panel_stride + k * kPanel, b + p * kPanelVecs);
     EFFINFER_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Vec a = splat(x[r * kXStride + k]);
+      const Element a = element(x[r * kXStride + k]);
       EFFINFER_UNROLL
       for (int v = 0; v < kVecs; ++v) accumulate(sum[r][v], a, b[v]);
     }
