@@ -10,6 +10,7 @@
 //           unaligned load per tap.
 #include "base/vec.h"
 #include "ops/causal_conv1d/causal_conv1d.h"
+#include "ops/causal_conv1d/lanes.h"
 
 namespace effinfer {
 namespace {
@@ -18,18 +19,6 @@ constexpr int kTileRows = 4;
 constexpr int64_t kBlock = 512;   // channels whose weights are transposed at once
 constexpr int64_t kAhead = 512;   // elements that channel-major prefetches ahead
 constexpr int kMaxFastWidth = 8;  // wider filters take the edge path everywhere
-
-// n elements `stride` apart, in the lanes.
-template <class T>
-EFFINFER_INLINE Vec load_lanes(const T* p, int64_t stride, int64_t n) {
-  if (stride != 1) return load_strided(p, stride, n);
-  return n == kLanes ? load(p) : load_n(p, n);
-}
-template <class T>
-EFFINFER_INLINE void store_lanes(T* p, int64_t stride, Vec x, int64_t n) {
-  if (stride != 1) return store_strided(p, stride, x, n);
-  return n == kLanes ? store(p, x) : store_n(p, x, n);
-}
 
 // One sequence: pointers at its first position.
 template <class X>
@@ -107,7 +96,7 @@ void edge_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t 
     for (int64_t t = t0; t < t1; ++t) {
       Vec sum = bias;
       for (int64_t j = 0; j < width; ++j)
-        sum = fma(load_strided(s.weight + d * width + j, width, n),
+        sum = fma(load_lanes(s.weight + d * width + j, width, n),
                   s.column(t - (width - 1 - j) * dilation, d, n), sum);
       store_lanes(s.y + t * s.y_time + d * s.y_dim, s.y_dim, s.activate(sum), n);
     }

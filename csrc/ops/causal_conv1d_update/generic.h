@@ -1,6 +1,7 @@
 // causal_conv1d_update over vec.h: channels in the lanes, one vector of them for every row, so that
 // its weights are transposed once.
 #include "base/vec.h"
+#include "ops/causal_conv1d/lanes.h"
 #include "ops/causal_conv1d_update/causal_conv1d_update.h"
 
 namespace effinfer {
@@ -14,13 +15,8 @@ struct States {
   S* at;
   int64_t dim, column, columns, n;
 
-  EFFINFER_INLINE Vec get(int64_t c) const {
-    return dim == 1 && n == kLanes ? load(at + c * column) : load_strided(at + c * column, dim, n);
-  }
-  EFFINFER_INLINE void put(int64_t c, Vec x) const {
-    if (dim == 1 && n == kLanes) return store(at + c * column, x);
-    store_strided(at + c * column, dim, x, n);
-  }
+  EFFINFER_INLINE Vec get(int64_t c) const { return load_lanes(at + c * column, dim, n); }
+  EFFINFER_INLINE void put(int64_t c, Vec x) const { store_lanes(at + c * column, dim, x, n); }
 
   // Every column takes the value of the next one; the newest is left for put().
   EFFINFER_INLINE void shift() const {
@@ -39,9 +35,9 @@ void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
   const int64_t width = a.width, dilation = a.dilation, columns = a.columns, length = a.length;
   const int64_t x_time = a.x_time, y_time = a.y_time, x_dim = a.x_dim, y_dim = a.y_dim;
   const bool silu_on = a.silu;
-  const Vec bias = a.bias != nullptr ? load_strided(a.bias + d, 1, n) : Vec{};
+  const Vec bias = a.bias != nullptr ? load_lanes(a.bias + d, 1, n) : Vec{};
   Vec kept[kMaxKeptWidth];
-  const auto weight = [&](int64_t j) { return load_strided(a.weight + d * width + j, width, n); };
+  const auto weight = [&](int64_t j) { return load_lanes(a.weight + d * width + j, width, n); };
   for (int64_t j = 0; j < width && j < kMaxKeptWidth; ++j) kept[j] = weight(j);
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t slot = a.slots != nullptr ? a.slots[b] : b;
@@ -52,7 +48,7 @@ void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
     for (int64_t t = 0; t < length; ++t, x += x_time, y += y_time) {
       Vec result{};
       if (slot >= 0) {
-        const Vec newest = x_dim == 1 && n == kLanes ? load(x) : load_strided(x, x_dim, n);
+        const Vec newest = load_lanes(x, x_dim, n);
         Vec sum = bias;
         for (int64_t j = 0; j < width; ++j)
           sum = fma(j < kMaxKeptWidth ? kept[j] : weight(j),
@@ -63,10 +59,7 @@ void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
           states.put(columns - 1, newest);
         }
       }
-      if (y_dim == 1 && n == kLanes)
-        store(y, result);
-      else
-        store_strided(y, y_dim, result, n);
+      store_lanes(y, y_dim, result, n);
     }
   }
 }
