@@ -45,8 +45,8 @@ def test_generate_streams_a_continuation(model_dir):
     arguments = ["generate", str(model_dir), "--prompt", "The json module", "--tokens", "8"]
     patched = runner.invoke(app, arguments)
     assert patched.exit_code == 0, patched.output
-    assert patched.output.startswith("The json module")
-    assert patched.output == runner.invoke(app, [*arguments, "--stock"]).output
+    assert patched.stdout.startswith("The json module")
+    assert patched.stdout == runner.invoke(app, [*arguments, "--stock"]).stdout
 
 
 def test_demo_prints_the_table(tmp_path):
