@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from effinfer._native import native
 from effinfer.ops._register import Op, dense_float32, inference_only, public
+from effinfer.ops.ssd_state_update import ssd_state_update
 
 
 def _reference(
@@ -140,8 +141,6 @@ def selective_state_update(
         RuntimeError: an input requires grad.
     """
     if state.dim() == 4:
-        from effinfer.ops.ssd_state_update import ssd_state_update
-
         return ssd_state_update(
             state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_indices=state_indices
         )
