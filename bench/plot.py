@@ -28,10 +28,11 @@ GROUPS = {
 
 def main() -> None:
     data = json.loads((ROOT / "bench" / "results" / "models.json").read_text())
+    measured = {label: case for label, case in GROUPS.items() if case in data["cases"]}
     figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
     width = 0.8 / len(SIDES)
     for place, (side, colour) in enumerate(SIDES.items()):
-        for group, case in enumerate(GROUPS.values()):
+        for group, case in enumerate(measured.values()):
             entry = data["cases"][case]
             rates = {
                 name: entry["work"]["tok/s"] / spread["median"] * 1e3
@@ -41,7 +42,7 @@ def main() -> None:
             at = group + (place - 1) * width
             axes.bar(at, height, width * 0.92, color=colour, label=side if group == 0 else None)
             axes.text(at, height, f"{rates[side]:.0f}", ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(GROUPS)), GROUPS, fontsize=8.5)
+    axes.set_xticks(range(len(measured)), list(measured), fontsize=8.5)
     axes.set_ylabel("speed over transformers")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, ncols=len(SIDES), loc="outside lower center")
