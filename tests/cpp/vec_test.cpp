@@ -190,7 +190,8 @@ TEST_P(VecTest, Stores16BitsRoundedToNearestEven) {
 
 TEST_P(VecTest, PartsTouchNothingBeyond) {
   for (int64_t n = 0; n < v->lanes; ++n) {
-    const std::vector<float> x = testing::random_floats(n, 1);  // exactly n: ASan sees the rest
+    std::vector<float> x = testing::random_floats(n, 1);  // exactly n: ASan sees the rest
+    x.reserve(1);                                         // a real address for n = 0 as well
     std::vector<float> y(v->lanes, -1.f);
     v->copy_part(x.data(), y.data(), n);
     for (int64_t i = 0; i < v->lanes; ++i) EXPECT_EQ(y[i], i < n ? x[i] : -1.f);
