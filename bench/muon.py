@@ -1,6 +1,6 @@
 """Muon: momentum whose update of each matrix is replaced by the nearest orthogonal one.
 
-Learns this model in clearly fewer steps than AdamW alone. torch.optim.Muon is the same rule but
+Not compared with AdamW alone on this model. torch.optim.Muon is the same rule but
 orthogonalises in bfloat16, which costs 15 times as much as float32 on a CPU without bf16 units.
 """
 
