@@ -41,11 +41,20 @@ def _reference(
 ) -> _Results:
     batch, dim, length = u.shape
     wide = torch.promote_types(u.dtype, torch.float32)
-    if cu_seqlens is not None:
-        return _packed_reference(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens, mask,
-            reverse, num_snapshots,
-        )  # fmt: skip
+    if cu_seqlens is not None:  # one sequence after the other
+        y = torch.empty_like(u)
+        last = u.new_empty(len(cu_seqlens) - 1, *A.shape, dtype=wide)
+        snapshots = last[:, None].repeat(1, num_snapshots, 1, 1)
+        for s, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
+            here = slice(begin, end)
+            y[..., here], last[s : s + 1], snapshots[s : s + 1] = _reference(
+                u[..., here], delta[..., here], A, B if B.dim() == 2 else B[..., here],
+                C if C.dim() == 2 else C[..., here], D, None if z is None else z[..., here],
+                delta_bias, delta_softplus,
+                None if initial_state is None else initial_state[s : s + 1], None,
+                None if mask is None else mask[..., here], reverse, num_snapshots,
+            )  # fmt: skip
+        return y, last, snapshots
     B, C = (_per_channel(m.to(wide), batch, dim, length) for m in (B, C))
     step, x, a = delta.to(wide), u.to(wide), A.to(wide)
     if delta_bias is not None:
@@ -74,55 +83,6 @@ def _reference(
         h, snapshots = new, shifted
         y[:, :, t] = out
     return y.to(u.dtype), h, snapshots
-
-
-def _packed_reference(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-    initial_state: torch.Tensor | None,
-    cu_seqlens: torch.Tensor,
-    mask: torch.Tensor | None,
-    reverse: bool,
-    num_snapshots: int,
-) -> _Results:
-    """One sequence after the other."""
-    y = torch.empty_like(u)
-    states: list[torch.Tensor] = []
-    snapshots: list[torch.Tensor] = []
-    starts = cu_seqlens.tolist()
-    for s, (begin, end) in enumerate(pairwise(starts)):
-        cut = slice(begin, end)
-        out, last, saved = _reference(
-            u[..., cut],
-            delta[..., cut],
-            A,
-            B if B.dim() == 2 else B[..., cut],
-            C if C.dim() == 2 else C[..., cut],
-            D,
-            None if z is None else z[..., cut],
-            delta_bias,
-            delta_softplus,
-            None if initial_state is None else initial_state[s : s + 1],
-            None,
-            None if mask is None else mask[..., cut],
-            reverse,
-            num_snapshots,
-        )
-        y[..., cut] = out
-        states.append(last)
-        snapshots.append(saved)
-    if not states:
-        wide = torch.promote_types(u.dtype, torch.float32)
-        empty = u.new_empty(0, *A.shape, dtype=wide)
-        return y, empty, u.new_empty(0, num_snapshots, *A.shape, dtype=wide)
-    return y, torch.cat(states), torch.cat(snapshots)
 
 
 def _fake(

@@ -51,19 +51,7 @@ def _reference(
     return torch.where(valid[:, None], y, torch.zeros_like(y)).to(x.dtype)
 
 
-def _fake(
-    state: torch.Tensor,
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    dt_softplus: bool,
-    state_indices: torch.Tensor | None,
-) -> torch.Tensor:
+def _fake(state: torch.Tensor, x: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(x)
 
 
