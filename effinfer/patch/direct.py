@@ -1,9 +1,11 @@
-"""Decoding one token as bare native calls, on scratch that each thread keeps.
+"""Mixers as bare native calls, on scratch that each thread keeps.
 
-A step through the modules and public ops costs more in Python than small layers cost in arithmetic.
-Here everything those check is checked once, and the step is the native calls and nothing else: no
-allocation but the output. Where a hook, another backend or a compiler needs the modules, the step
-goes through them; the numbers are the same to the bit.
+A step through the modules and public ops costs more in Python than small layers cost in arithmetic,
+and a long run of tokens costs more in fresh memory than in its convolution. Here everything those
+check is checked once, and what is left is the native calls: no allocation but output and states. A
+run is taken in blocks of tokens, whose activations then stay in cache, and whose memory does not
+grow with the prompt. Where a hook, another backend or a compiler needs the modules, the mixer goes
+through them; the numbers are the same to the bit.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from effinfer.nn import Mamba1Mixer, Mamba2Mixer
 from effinfer.patch.linear import LinearWithPacked
 
 T = TypeVar("T")
+States = tuple[torch.Tensor, torch.Tensor]
 _threads = threading.local()
+# `ops.ssd` counts its chunks from the first token of a call: cut between two of them, a run has the
+# bits of one call.
+_CHUNK = 48
+_BLOCK = 8 * _CHUNK  # tokens; more lets activations out of cache, fewer read the weights too often
 
 
 def direct_kernels(x: torch.Tensor) -> Any:
@@ -67,6 +74,35 @@ def _scratch(key: tuple[Any, ...], make: Callable[[], T]) -> T:
     return found
 
 
+def _in_blocks(
+    run: Callable[..., States],
+    hidden: torch.Tensor,
+    out: torch.Tensor,
+    conv_state: torch.Tensor | None,
+    ssm_state: torch.Tensor | None,
+) -> States:
+    """``run(hidden, out, conv_state, ssm_state)`` on all (B, L, H) tokens, at most a block at a time.
+
+    A block is many short rows or a piece of a long one; a row's states go from piece to piece.
+    """
+    batch, length, _ = hidden.shape
+    together = max(1, _BLOCK // length)
+    pieces = -(-length // _BLOCK)
+    piece = -(-length // (pieces * _CHUNK)) * _CHUNK  # all about the same
+    finals: list[States] = []
+    for first in range(0, batch, together):
+        rows = slice(first, first + together)
+        states: Any = [None if s is None else s[rows] for s in (conv_state, ssm_state)]
+        for start in range(0, length, piece):
+            block = rows, slice(start, start + piece)
+            states = run(hidden[block], out[block], *states)
+        finals.append(states)
+    if len(finals) == 1:
+        return finals[0]
+    conv_states, ssm_states = zip(*finals, strict=True)
+    return torch.cat(conv_states), torch.cat(ssm_states)
+
+
 def _multiply(native: Any, linear: Any, x: torch.Tensor, out: torch.Tensor) -> None:
     bias = linear._parameters["bias"]
     native.linear(x, linear.packed(), linear.out_features, bias, "none", None, out)
@@ -106,6 +142,54 @@ class DirectMamba1(Mamba1Mixer):
         out = hidden.new_empty(batch, out_proj.out_features)
         _multiply(native, out_proj, y, out)
         return out
+
+    def direct_scan(
+        self,
+        native: Any,
+        hidden: torch.Tensor,
+        conv_state: torch.Tensor | None,
+        ssm_state: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A run of tokens (B, L, H), as ``scan`` without a mask."""
+        A, D, weight, bias = self._constants()
+        in_proj, x_proj, dt_proj, out_proj = map(self._modules.__getitem__, self.direct_linears)
+        width, past = weight.shape[0], weight.shape[1] - 1
+        rank, states = self.time_step_rank, self.ssm_state_size
+        widths = (2 * width, width, rank + 2 * states, width, width)
+
+        def make() -> list[torch.Tensor]:
+            return [hidden.new_empty(_BLOCK, wide) for wide in widths]
+
+        buffers = _scratch((10, *widths, hidden.dtype), make)
+
+        def run(
+            hidden: torch.Tensor,
+            out: torch.Tensor,
+            conv_state: torch.Tensor | None,
+            ssm_state: torch.Tensor | None,
+        ) -> States:
+            batch, length, _ = hidden.shape
+            xz, x, selected, dt, y = (
+                b[: batch * length].view(batch, length, -1).transpose(1, 2) for b in buffers
+            )
+            conv_final = A.new_empty(batch, width, past)
+            ssm_final, snapshots = A.new_empty(batch, *A.shape), A.new_empty(batch, 0, *A.shape)
+            _multiply(native, in_proj, hidden, xz.mT)
+            u, z = xz.chunk(2, dim=1)
+            native.causal_conv1d(u, weight, bias, True, conv_state, 1, None, None, 1, x, conv_final)
+            _multiply(native, x_proj, x.mT, selected.mT)
+            low, B, C = torch.split(selected.mT, [rank, states, states], dim=2)
+            low, B, C = self.normalise(low, B, C)
+            _multiply(native, dt_proj, low, dt.mT)
+            native.selective_scan(
+                x, dt, A, B.mT, C.mT, D, z, None, True, ssm_state, None, None,
+                False, y, ssm_final, snapshots,
+            )  # fmt: skip
+            _multiply(native, out_proj, y.mT, out)
+            return conv_final, ssm_final
+
+        out = hidden.new_empty(*hidden.shape[:2], out_proj.out_features)
+        return out, *_in_blocks(run, hidden, out, conv_state, ssm_state)
 
 
 class DirectMamba2(Mamba2Mixer):
@@ -149,3 +233,49 @@ class DirectMamba2(Mamba2Mixer):
         out = hidden.new_empty(batch, out_proj.out_features)
         _multiply(native, out_proj, y, out)
         return out
+
+    def direct_scan(
+        self,
+        native: Any,
+        hidden: torch.Tensor,
+        conv_state: torch.Tensor | None,
+        ssm_state: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A run of tokens (B, L, H), as ``scan`` without a mask."""
+        A, D, dt_bias, weight, bias = self._constants()
+        in_proj, out_proj = map(self._modules.__getitem__, self.direct_linears)
+        past = weight.shape[1] - 1
+        widths = (in_proj.out_features, self.conv_dim, self.intermediate_size)
+
+        def make() -> list[torch.Tensor]:
+            return [hidden.new_empty(_BLOCK, wide) for wide in widths]
+
+        buffers = _scratch((20, *widths, hidden.dtype), make)
+
+        def run(
+            hidden: torch.Tensor,
+            out: torch.Tensor,
+            conv_state: torch.Tensor | None,
+            ssm_state: torch.Tensor | None,
+        ) -> States:
+            batch, length, _ = hidden.shape
+            projected, mixed, y = (b[: batch * length].view(batch, length, -1) for b in buffers)
+            conv_final = A.new_empty(batch, self.conv_dim, past)
+            ssm_final = A.new_empty(batch, self.num_heads, self.head_dim, self.ssm_state_size)
+            _multiply(native, in_proj, hidden, projected)
+            gate, raw, dt = self._split(projected)
+            native.causal_conv1d(
+                raw.mT, weight, bias, True, conv_state, 1, None, None, 1, mixed.mT, conv_final
+            )
+            x, B, C = self._heads(mixed)
+            native.ssd(
+                x, dt, A, B, C, D, self._gate_heads(gate), dt_bias, ssm_state, None, None, None,
+                True, *self.dt_limit(), self._by_head(y), ssm_final, None,
+            )  # fmt: skip
+            if not isinstance(self.norm, nn.Identity):
+                y = self.norm(y, gate)
+            _multiply(native, out_proj, y, out)
+            return conv_final, ssm_final
+
+        out = hidden.new_empty(*hidden.shape[:2], out_proj.out_features)
+        return out, *_in_blocks(run, hidden, out, conv_state, ssm_state)

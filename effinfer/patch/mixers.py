@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from effinfer.errors import UnsupportedOpError
+from effinfer.ops._register import dense_float32
 from effinfer.patch.cache import read_states, write_states
 from effinfer.patch.direct import DirectMamba1, DirectMamba2, are_bare, direct_kernels
 from effinfer.patch.swap import Patched
@@ -38,6 +39,7 @@ class CachedMixer(Patched):
         scan: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
         step: Callable[..., torch.Tensor]
         direct_step: Callable[..., torch.Tensor]
+        direct_scan: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
     def forward(
         self,
@@ -56,18 +58,37 @@ class CachedMixer(Patched):
         conv_state, ssm_state = (None, None) if states is None else states
         if conv_state is not None:
             conv_state = conv_state[..., 1:]
-        output, conv_state, ssm_state = self.scan(hidden_states, conv_state, ssm_state, mask)
+        output, conv_state, ssm_state = self._scan(hidden_states, conv_state, ssm_state, mask)
         if cache_params is not None:
             write_states(cache_params, self.layer_idx, conv_state, ssm_state)
         return output
+
+    def _scan(
+        self,
+        hidden_states: torch.Tensor,
+        conv_state: torch.Tensor | None,
+        ssm_state: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        native = self._direct(hidden_states)
+        if native is None or mask is not None or hidden_states.numel() == 0:
+            return self.scan(hidden_states, conv_state, ssm_state, mask)
+        return self.direct_scan(
+            native, hidden_states, dense_float32(conv_state), dense_float32(ssm_state)
+        )
+
+    def _direct(self, hidden_states: torch.Tensor) -> Any:
+        """The native module, where nothing needs the modules; else None."""
+        native = direct_kernels(hidden_states) if self.direct else None
+        return native if native is not None and are_bare(self) else None
 
     def _step(
         self, hidden_states: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
     ) -> torch.Tensor:
         # A cache that the stock model began is in the model's own type, the ops keep float32.
         wide = ssm_state.float()
-        native = direct_kernels(hidden_states)
-        if native is not None and self.direct and are_bare(self):
+        native = self._direct(hidden_states)
+        if native is not None:
             output = self.direct_step(native, hidden_states[:, 0], conv_state, wide).unsqueeze(1)
         else:
             output = self.step(hidden_states, conv_state, wide)

@@ -122,24 +122,28 @@ def test_greedy_tokens_equal_stock(family: str) -> None:
     assert torch.equal(_patched(family)[0].generate(**batch, **options), want)
 
 
+@pytest.mark.parametrize(("batch", "length"), [(2, 5), (5, 100), (1, 900)])
 @every_family
-def test_direct_step_is_the_step_through_the_modules(family: str) -> None:
+def test_direct_calls_are_the_calls_through_the_modules(
+    family: str, batch: int, length: int
+) -> None:
     model, _ = _patched(family)
-    ids = tokens(2, 6)
+    ids = tokens(batch, length + 1)
 
-    def last_logits() -> torch.Tensor:
+    def logits() -> torch.Tensor:
         with torch.inference_mode():
-            head = model(ids[:, :5], use_cache=True)
-            return model(ids[:, 5:], use_cache=True, **cache_of(head)).logits
+            head = model(ids[:, :-1], use_cache=True)
+            tail = model(ids[:, -1:], use_cache=True, **cache_of(head))
+        return torch.cat([head.logits, tail.logits], dim=1)
 
-    direct = last_logits()
+    direct = logits()
     seen: list[int] = []
     hooks = [
         m.in_proj.register_forward_hook(lambda *_: seen.append(1))
         for m in model.modules()
         if hasattr(m, "A_log")
     ]
-    assert torch.equal(last_logits(), direct)
+    assert torch.equal(logits(), direct)
     assert len(seen) == 2 * len(hooks)
     for hook in hooks:
         hook.remove()
