@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -28,9 +28,12 @@ def stamp(*weights: torch.Tensor | None) -> Stamp:
 
 
 def derived(
-    module: nn.Module, weights: tuple[torch.Tensor | None, ...], build: Callable[[], T]
+    module: nn.Module,
+    weights: Sequence[torch.Tensor | None],
+    build: Callable[[], T],
+    name: str = "_effinfer_derived",
 ) -> T:
-    """``build()``, kept on ``module`` until one of ``weights`` changes.
+    """``build()``, kept on ``module`` as ``name`` until one of ``weights`` changes.
 
     Under ``torch.compile`` it is rebuilt in the graph: versions cannot be read there, and the
     compiler fuses what is this small.
@@ -38,10 +41,10 @@ def derived(
     if torch.compiler.is_compiling():
         return build()
     now = stamp(*weights)
-    kept: tuple[Stamp, T] | None = module.__dict__.get("_effinfer_derived")
+    kept: tuple[Stamp, T] | None = module.__dict__.get(name)
     if kept is None or kept[0] != now:
         # Outside inference mode, so that the tensors may be used in any mode later.
         with torch.inference_mode(False), torch.no_grad():
             kept = (now, build())
-        module.__dict__["_effinfer_derived"] = kept
+        module.__dict__[name] = kept
     return kept[1]

@@ -43,7 +43,7 @@ def patch(
 
     Args:
         model: in eval mode, weights loaded.
-        features: "auto" for all, or some of "mixer", "norm", "linear" (and registered ones).
+        features: "auto" for all, or some of "mixer", "norm", "linear", "block" (and registered ones).
         include: patch only modules whose name matches one of these glob patterns.
         exclude: leave modules whose name matches one of these alone.
         filter_fn: called with (name, module); False leaves the module alone.

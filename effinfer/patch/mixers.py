@@ -11,7 +11,10 @@ from torch import nn
 from effinfer.errors import UnsupportedOpError
 from effinfer.ops._register import dense_float32
 from effinfer.patch.cache import read_states, write_states
-from effinfer.patch.direct import DirectMamba1, DirectMamba2, are_bare, direct_kernels
+from effinfer.patch.direct import direct_kernels, has_bare_linears, is_bare
+from effinfer.patch.direct_mamba1 import DirectMamba1
+from effinfer.patch.direct_mamba2 import DirectMamba2
+from effinfer.patch.norms import RMSNorm
 from effinfer.patch.swap import Patched
 
 
@@ -52,48 +55,51 @@ class CachedMixer(Patched):
         if kwargs.get("seq_idx") is not None:
             raise UnsupportedOpError("patched mixers do not take seq_idx (packed sequences)")
         mask = _local_mask(attention_mask, hidden_states.shape[1])
-        states = None if cache_params is None else read_states(cache_params, self.layer_idx)
-        if states is not None and mask is None and hidden_states.shape[1] == 1:
-            return self._step(hidden_states, *states)
-        conv_state, ssm_state = (None, None) if states is None else states
-        if conv_state is not None:
-            conv_state = conv_state[..., 1:]
-        output, conv_state, ssm_state = self._scan(hidden_states, conv_state, ssm_state, mask)
-        if cache_params is not None:
-            write_states(cache_params, self.layer_idx, conv_state, ssm_state)
-        return output
+        native = self.direct_native(hidden_states) if mask is None else None
+        return self.mix(hidden_states, cache_params, mask, native)
 
-    def _scan(
+    def direct_native(self, hidden_states: torch.Tensor) -> Any:
+        """The native module to call directly, or None where the modules are needed."""
+        if not self.direct or hidden_states.numel() == 0:
+            return None
+        native = direct_kernels(hidden_states)
+        return native if native is not None and has_bare_linears(self) else None
+
+    def mix(
         self,
         hidden_states: torch.Tensor,
-        conv_state: torch.Tensor | None,
-        ssm_state: torch.Tensor | None,
+        cache: Any,
         mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        native = self._direct(hidden_states)
-        if native is None or mask is not None or hidden_states.numel() == 0:
-            return self.scan(hidden_states, conv_state, ssm_state, mask)
-        return self.direct_scan(
-            native, hidden_states, dense_float32(conv_state), dense_float32(ssm_state)
-        )
-
-    def _direct(self, hidden_states: torch.Tensor) -> Any:
-        """The native module, where nothing needs the modules; else None."""
-        native = direct_kernels(hidden_states) if self.direct else None
-        return native if native is not None and are_bare(self) else None
-
-    def _step(
-        self, hidden_states: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
+        native: Any,
+        norm: RMSNorm | None = None,
     ) -> torch.Tensor:
-        # A cache that the stock model began is in the model's own type, the ops keep float32.
-        wide = ssm_state.float()
-        native = self._direct(hidden_states)
+        """The output, and the states moved on in the cache.
+
+        With ``native``, by direct calls; then ``norm`` may be the one before the mixer, and the
+        output is that of the residual block around both.
+        """
+        states = None if cache is None else read_states(cache, self.layer_idx)
         if native is not None:
-            output = self.direct_step(native, hidden_states[:, 0], conv_state, wide).unsqueeze(1)
+            hidden_states = hidden_states.contiguous()
+        if states is not None and mask is None and hidden_states.shape[1] == 1:
+            conv_state, ssm_state = states
+            # A cache that the stock model began is in the model's own type, the ops keep float32.
+            wide = ssm_state.float()
+            if native is None:
+                output = self.step(hidden_states, conv_state, wide)
+            else:
+                output = self.direct_step(native, hidden_states, conv_state, wide, norm)
+            if wide is not ssm_state:
+                ssm_state.copy_(wide)
+            return output
+        conv, ssm = (None, None) if states is None else states
+        conv, ssm = dense_float32(None if conv is None else conv[..., 1:]), dense_float32(ssm)
+        if native is None:
+            output, *after = self.scan(hidden_states, conv, ssm, mask)
         else:
-            output = self.step(hidden_states, conv_state, wide)
-        if wide is not ssm_state:
-            ssm_state.copy_(wide)
+            output, *after = self.direct_scan(native, hidden_states, conv, ssm, norm)
+        if cache is not None:
+            write_states(cache, self.layer_idx, *after)
         return output
 
 
@@ -132,6 +138,38 @@ class FalconH1Mixer(CachedMixer, DirectMamba2):
         return projected.to(hidden.dtype)
 
 
+class ResidualBlock(Patched):
+    """The blocks of mamba, falcon_mamba and mamba2: ``hidden + mixer(norm(hidden))``."""
+
+    _modules: dict[str, Any]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cache_params: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As one run of direct calls where nothing needs the modules; else the stock forward."""
+        mixer, norm = self._modules["mixer"], self._modules["norm"]
+        if (
+            isinstance(mixer, CachedMixer)
+            and isinstance(norm, RMSNorm)
+            and hidden_states.dtype is torch.float32 is norm.weight.dtype
+            and not kwargs
+            and is_bare(mixer)
+            and is_bare(norm)
+            and (native := mixer.direct_native(hidden_states)) is not None
+            and _local_mask(attention_mask, hidden_states.shape[1]) is None
+        ):
+            return mixer.mix(hidden_states, cache_params, None, native, norm)
+        stock: Any = super()
+        output: torch.Tensor = stock.forward(
+            hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
+        )
+        return output
+
+
 def mixer_reasons(module: nn.Module) -> list[str]:
     """Why this mixer cannot run on effinfer's ops."""
     reasons = []
@@ -140,3 +178,9 @@ def mixer_reasons(module: nn.Module) -> list[str]:
     if module.A_log.dtype == torch.float64:
         reasons.append("parameters are float64; the ops compute in float32")
     return reasons
+
+
+def block_reasons(module: nn.Module) -> list[str]:
+    """Why this block gains nothing: its mixer cannot be patched."""
+    mixer: Any = module.mixer
+    return [f"mixer: {reason}" for reason in mixer_reasons(mixer)]

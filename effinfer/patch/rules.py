@@ -33,6 +33,7 @@ _SCAN = "selective scan with initial state, padding mask and fused decode step"
 _SSD = "chunked scan with initial state, padding mask and fused decode step"
 _NORM = "one pass, float32 inside"
 _GATED = "gate and norm in one pass"
+_BLOCK = "norm, mixer and residual as one run of direct calls"
 _LINEAR = "packed weight, read at memory speed"
 
 _Row = tuple[str, str, type, str]
@@ -66,6 +67,12 @@ _NORMS: tuple[_Row, ...] = (
     ("falcon_h1", "FalconH1RMSNormGated", norms.FalconH1GatedRMSNorm, _GATED),
 )
 
+_BLOCKS: tuple[_Row, ...] = (
+    ("mamba", "MambaBlock", mixers.ResidualBlock, _BLOCK),
+    ("falcon_mamba", "FalconMambaBlock", mixers.ResidualBlock, _BLOCK),
+    ("mamba2", "Mamba2Block", mixers.ResidualBlock, _BLOCK),
+)
+
 MODEL_TYPES = tuple(family for family, *_ in _MIXERS)
 
 
@@ -84,6 +91,8 @@ def _table() -> Iterable[Rule]:
         yield Rule(_hub_class(family, name), replacement, "mixer", why, mixers.mixer_reasons)
     for family, name, replacement, why in _NORMS:
         yield Rule(_hub_class(family, name), replacement, "norm", why, norms.norm_reasons)
+    for family, name, replacement, why in _BLOCKS:
+        yield Rule(_hub_class(family, name), replacement, "block", why, mixers.block_reasons)
 
 
 RULES: dict[str, Rule] = {rule.target: rule for rule in _table()}

@@ -68,7 +68,7 @@ def test_choosing_modules(model: Any) -> None:
     with effinfer.patched(model, include="backbone.layers.1.*") as report:
         assert {r.name.split(".")[2] for r in report.replaced} == {"1"}
     with effinfer.patched(model, filter_fn=lambda name, m: not isinstance(m, nn.Linear)) as report:
-        assert _features(report) == {"mixer", "norm"}
+        assert _features(report) == {"block", "mixer", "norm"}
     with pytest.raises(ValueError, match="features must be 'auto' or among linear, mixer, norm"):
         effinfer.patch(model, features="nrom")
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import effinfer
 from effinfer.patch import PatchReport
 
-from .models import FAMILIES, PURE_SSM, VARIANTS, cache_of, tiny_model, tokens
+from .models import FAMILIES, PURE_SSM, SIZES, VARIANTS, cache_of, tiny_model, tokens
 
 LENGTH, PADDING = 24, 7
 
@@ -94,7 +94,8 @@ def test_every_replaced_module_equals_stock(family: str, padded: bool) -> None:
     batch = _batch(padded)
     names = [r.name for r in report.replaced]
     calls = _record(_stock(family), names, batch)
-    assert {r.feature for r in report.replaced if r.name in calls} == {"mixer", "norm", "linear"}
+    features = {"mixer", "norm", "linear"} | ({"block"} if family in PURE_SSM else set())
+    assert {r.feature for r in report.replaced if r.name in calls} == features
     for name, (args, kwargs, want) in calls.items():
         with torch.inference_mode():
             got = model.get_submodule(name)(*args, **kwargs)
@@ -145,6 +146,23 @@ def test_direct_calls_are_the_calls_through_the_modules(
     ]
     assert torch.equal(logits(), direct)
     assert len(seen) == 2 * len(hooks)
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("inner", ["norm", "mixer"])
+@pytest.mark.parametrize("family", PURE_SSM)
+def test_hooks_inside_a_block_still_fire(family: str, inner: str) -> None:
+    model, _ = _patched(family)
+    batch = _batch(padded=False)
+    want = _logits(model, **batch)
+    seen: list[torch.Tensor] = []
+    hooks = [
+        layer.get_submodule(inner).register_forward_hook(lambda *call: seen.append(call[-1]))
+        for layer in model.backbone.layers
+    ]
+    assert torch.equal(_logits(model, **batch), want)
+    assert [x.shape for x in seen] == [(*batch["input_ids"].shape, SIZES["hidden_size"])] * 3
     for hook in hooks:
         hook.remove()
 

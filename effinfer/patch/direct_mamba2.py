@@ -1,0 +1,113 @@
+"""The Mamba-2 mixer as direct native calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from effinfer.nn import Mamba2Mixer
+from effinfer.patch.direct import (
+    States,
+    block_scratch,
+    in_blocks,
+    multiply,
+    normed,
+    prepared,
+    scratch,
+)
+
+
+class DirectMamba2(Mamba2Mixer):
+    """Mamba-2's step and scan as four native calls and its norm; with a norm before it, the residual
+    block around it as one more: ``hidden + mixer(norm(hidden))``."""
+
+    direct_linears = ("in_proj", "out_proj")
+    _modules: dict[str, Any]
+
+    def direct_step(
+        self,
+        native: Any,
+        hidden: torch.Tensor,
+        conv_state: torch.Tensor,
+        ssm_state: torch.Tensor,
+        norm: Any = None,
+    ) -> torch.Tensor:
+        """One token (B, 1, H), as ``step``."""
+        (in_proj, out_proj), (A, D, dt_bias, weight, bias) = prepared(self)
+        batch, _, features = hidden.shape
+        inner = self.intermediate_size
+
+        def make() -> tuple[torch.Tensor, ...]:
+            projected = hidden.new_empty(batch, in_proj[1])
+            mixed, y = hidden.new_empty(batch, self.conv_dim), hidden.new_empty(batch, inner)
+            entry = hidden.new_empty(hidden.shape)
+            return entry, projected, *self._split(projected), mixed, *self._heads(mixed), y
+
+        key = (
+            2,
+            batch,
+            features,
+            inner,
+            self.conv_dim,
+            self.num_heads,
+            self.n_groups,
+            hidden.dtype,
+        )
+        entry, projected, gate, raw, dt, mixed, x, B, C, y = scratch(key, make)
+        multiply(native, in_proj, normed(native, norm, hidden, entry), projected)
+        native.causal_conv1d_update(raw, conv_state, weight, bias, True, 1, None, mixed)
+        native.ssd_state_update(
+            ssm_state, x, dt, A, B, C, D, self._gate_heads(gate), dt_bias, True,
+            *self.dt_limit(), None, self._by_head(y),
+        )  # fmt: skip
+        if not isinstance(self.norm, nn.Identity):
+            y = self.norm(y, gate)
+        out = hidden.new_empty(batch, 1, out_proj[1])
+        multiply(native, out_proj, y, out, None if norm is None else hidden)
+        return out
+
+    def direct_scan(
+        self,
+        native: Any,
+        hidden: torch.Tensor,
+        conv_state: torch.Tensor | None,
+        ssm_state: torch.Tensor | None,
+        norm: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A run of tokens (B, L, H), as ``scan`` without a mask."""
+        (in_proj, out_proj), (A, D, dt_bias, weight, bias) = prepared(self)
+        past = weight.shape[1] - 1
+        widths = (hidden.shape[2], in_proj[1], self.conv_dim, self.intermediate_size)
+        buffers = block_scratch(hidden, *widths)
+
+        def run(
+            hidden: torch.Tensor,
+            out: torch.Tensor,
+            conv_state: torch.Tensor | None,
+            ssm_state: torch.Tensor | None,
+        ) -> States:
+            batch, length, _ = hidden.shape
+            entry, projected, mixed, y = (
+                b[: batch * length].view(batch, length, -1) for b in buffers
+            )
+            conv_final = A.new_empty(batch, self.conv_dim, past)
+            ssm_final = A.new_empty(batch, self.num_heads, self.head_dim, self.ssm_state_size)
+            multiply(native, in_proj, normed(native, norm, hidden, entry), projected)
+            gate, raw, dt = self._split(projected)
+            native.causal_conv1d(
+                raw.mT, weight, bias, True, conv_state, 1, None, None, 1, mixed.mT, conv_final
+            )
+            x, B, C = self._heads(mixed)
+            native.ssd(
+                x, dt, A, B, C, D, self._gate_heads(gate), dt_bias, ssm_state, None, None, None,
+                True, *self.dt_limit(), self._by_head(y), ssm_final, None,
+            )  # fmt: skip
+            if not isinstance(self.norm, nn.Identity):
+                y = self.norm(y, gate)
+            multiply(native, out_proj, y, out, None if norm is None else hidden)
+            return conv_final, ssm_final
+
+        out = hidden.new_empty(*hidden.shape[:2], out_proj[1])
+        return out, *in_blocks(run, hidden, out, conv_state, ssm_state)
