@@ -3,8 +3,7 @@
 #include "python/checks.h"
 #include "python/tensor.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::causal_conv1d_binding {
 
 constexpr auto kOp = "causal_conv1d";
 
@@ -62,8 +61,6 @@ void run(py::handle x_, py::handle weight_, py::handle bias_, bool silu, py::han
   RUN(causal_conv1d, args, x);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("causal_conv1d", &run); }
 
-void bind_causal_conv1d(py::module_& m) { m.def("causal_conv1d", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::causal_conv1d_binding

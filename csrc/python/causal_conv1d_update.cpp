@@ -3,8 +3,7 @@
 #include "python/checks.h"
 #include "python/tensor.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::causal_conv1d_update_binding {
 
 constexpr auto kOp = "causal_conv1d_update";
 
@@ -71,8 +70,6 @@ void run(py::handle x_, py::handle state_, py::handle weight_, py::handle bias_,
   RUN(causal_conv1d_update, args, x);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("causal_conv1d_update", &run); }
 
-void bind_causal_conv1d_update(py::module_& m) { m.def("causal_conv1d_update", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::causal_conv1d_update_binding

@@ -2,8 +2,7 @@
 
 #include "python/tensor.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::gated_rms_norm_binding {
 
 void run(py::handle x_, py::handle weight_, py::handle z_, double eps, int64_t group,
          bool norm_before_gate, py::handle y_) {
@@ -34,8 +33,6 @@ void run(py::handle x_, py::handle weight_, py::handle z_, double eps, int64_t g
   RUN(gated_rms_norm, args, x.tensor);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("gated_rms_norm", &run); }
 
-void bind_gated_rms_norm(py::module_& m) { m.def("gated_rms_norm", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::gated_rms_norm_binding

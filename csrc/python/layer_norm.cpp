@@ -2,8 +2,7 @@
 
 #include "python/norm.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::layer_norm_binding {
 
 void run(py::handle x_, py::handle weight_, py::handle bias_, double eps, py::handle residual_,
          py::handle y_, py::handle residual_out_) {
@@ -36,8 +35,6 @@ void run(py::handle x_, py::handle weight_, py::handle bias_, double eps, py::ha
   RUN(layer_norm, args, x.tensor);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("layer_norm", &run); }
 
-void bind_layer_norm(py::module_& m) { m.def("layer_norm", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::layer_norm_binding

@@ -5,8 +5,7 @@
 #include "base/parallel.h"
 #include "python/tensor.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::linear_binding {
 
 constexpr auto kOp = "linear";
 constexpr const char* kEpilogues[] = {"none", "silu", "gelu", "gelu_tanh", "silu_mul", "gelu_mul"};
@@ -58,11 +57,9 @@ void advise(py::handle tensor) {
   advise_huge_pages(t.data, static_cast<size_t>(t.numel() * size_of(t.dtype())));
 }
 
-}  // namespace
-
-void bind_linear(py::module_& m) {
+void bind(py::module_& m) {
   m.def("linear", &run);
   m.def("advise_huge_pages", &advise);
 }
 
-}  // namespace effinfer
+}  // namespace effinfer::linear_binding

@@ -2,8 +2,7 @@
 
 #include "python/norm.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::rms_norm_binding {
 
 void run(py::handle x_, py::handle weight_, double eps, py::handle residual_, bool unit_offset,
          py::handle y_, py::handle residual_out_) {
@@ -35,8 +34,6 @@ void run(py::handle x_, py::handle weight_, double eps, py::handle residual_, bo
   RUN(rms_norm, args, x.tensor);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("rms_norm", &run); }
 
-void bind_rms_norm(py::module_& m) { m.def("rms_norm", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::rms_norm_binding

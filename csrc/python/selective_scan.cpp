@@ -2,8 +2,7 @@
 
 #include "python/checks.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::selective_scan_binding {
 
 constexpr auto kOp = "selective_scan";
 
@@ -91,8 +90,6 @@ void run(py::handle u_, py::handle delta, py::handle A, py::handle B, py::handle
   RUN(selective_scan, args, u);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("selective_scan", &run); }
 
-void bind_selective_scan(py::module_& m) { m.def("selective_scan", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::selective_scan_binding

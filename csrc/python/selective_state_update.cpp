@@ -2,8 +2,7 @@
 
 #include "python/checks.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::selective_state_update_binding {
 
 constexpr auto kOp = "selective_state_update";
 
@@ -74,8 +73,6 @@ void run(py::handle state_, py::handle x_, py::handle dt, py::handle A, py::hand
   RUN(selective_state_update, args, x);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("selective_state_update", &run); }
 
-void bind_selective_state_update(py::module_& m) { m.def("selective_state_update", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::selective_state_update_binding

@@ -6,8 +6,7 @@
 #include "python/checks.h"
 #include "python/tensor.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::ssd_binding {
 
 constexpr auto kOp = "ssd";
 
@@ -103,8 +102,6 @@ void run(py::handle x_, py::handle dt_, py::handle A_, py::handle B_, py::handle
   RUN(ssd, args, x);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("ssd", &run); }
 
-void bind_ssd(py::module_& m) { m.def("ssd", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::ssd_binding

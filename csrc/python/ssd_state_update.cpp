@@ -3,8 +3,7 @@
 #include "python/checks.h"
 #include "python/tensor.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::ssd_state_update_binding {
 
 constexpr auto kOp = "ssd_state_update";
 
@@ -86,8 +85,6 @@ void run(py::handle state_, py::handle x_, py::handle dt_, py::handle A_, py::ha
   RUN(ssd_state_update, args, x);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("ssd_state_update", &run); }
 
-void bind_ssd_state_update(py::module_& m) { m.def("ssd_state_update", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::ssd_state_update_binding

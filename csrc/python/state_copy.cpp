@@ -6,8 +6,7 @@
 #include "python/checks.h"
 #include "python/tensor.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::state_copy_binding {
 
 constexpr auto kOp = "state_copy";
 
@@ -86,8 +85,6 @@ void run(py::handle dst_, py::handle to_, py::handle src_, py::handle from_) {
   RUN(state_copy, args, dst);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("state_copy", &run); }
 
-void bind_state_copy(py::module_& m) { m.def("state_copy", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::state_copy_binding

@@ -47,18 +47,19 @@ struct Ssd {
   float* snapshots;  // [sequences, snapshot_count, heads, P, N], dense: after the last token, the
                      // one before, ...; the initial state where the sequence is shorter
   int64_t batch, length, heads, head_dim, groups, state_dim, sequences, snapshot_count;
-  int64_t x_strides[4], z_strides[4], y_strides[4];  // elements: batch, time, head, P
-  int64_t dt_strides[3];                             // batch, time, head
-  int64_t B_strides[4], C_strides[4];                // batch, time, group, N
-  int64_t D_strides[2];                              // head, P
-  int64_t seq_idx_strides[2], mask_strides[2];       // batch, time
+  // In elements: batch, time, head, P.
+  int64_t x_strides[4] = {}, z_strides[4] = {}, y_strides[4] = {};
+  int64_t dt_strides[3] = {};                             // batch, time, head
+  int64_t B_strides[4] = {}, C_strides[4] = {};           // batch, time, group, N
+  int64_t D_strides[2] = {};                              // head, P
+  int64_t seq_idx_strides[2] = {}, mask_strides[2] = {};  // batch, time
   int64_t A_stride, dt_bias_stride;
   DType x_type, dt_type, B_type;  // z and y have x's type, C has B's
   float dt_min, dt_max;
   bool dt_softplus;
   // CPU kernels only: how many threads may work, and ssd_scratch(args) floats, 64-byte aligned.
   int64_t slots;
-  float* scratch;
+  float* scratch = nullptr;
 };
 
 // Heads [head_begin, head_end) of one group, for one sequence; `scratch` is the slot's own.
