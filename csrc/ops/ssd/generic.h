@@ -276,9 +276,10 @@ class BlockScan {
       unpack_state(a, at_, S, snapshot(a, sequence_, walk_.after, head));
   }
 
-  // Heads and tokens lie too far apart for the hardware to guess what is needed next.
-  void fetch_ahead(const T* z, const T* y, const T* next_x, int64_t panel, int64_t begin,
-                   int64_t end) const {
+  // Heads and tokens lie too far apart for the hardware to guess what is needed next. Inlined,
+  // because gcc takes a function that only prefetches for one without effect and drops its calls.
+  EFFINFER_INLINE void fetch_ahead(const T* z, const T* y, const T* next_x, int64_t panel,
+                                   int64_t begin, int64_t end) const {
     const int64_t p = panel * kPanel;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = positions_[i];
