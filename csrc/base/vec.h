@@ -77,6 +77,19 @@ EFFINFER_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// c - a b, rounded once.
+EFFINFER_INLINE Vec fnma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fnmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fnmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmsq_f32(c, a, b);
+#else
+  return c - a * b;
+#endif
+}
+
 // Like the CPU's min/max: the second operand when either is NaN (AVX), NaN on NEON.
 EFFINFER_INLINE Vec min(Vec a, Vec b) {
 #if defined(__AVX512F__)

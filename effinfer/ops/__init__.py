@@ -7,6 +7,8 @@ from effinfer.ops.layer_norm import layer_norm
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
 from effinfer.ops.selective_scan import selective_scan
+from effinfer.ops.selective_scan_lti import discretize, selective_scan_lti
+from effinfer.ops.selective_scan_s5 import selective_scan_s5
 from effinfer.ops.selective_state_update import selective_state_update
 from effinfer.ops.ssd import ssd
 from effinfer.ops.ssd_state_update import ssd_state_update
@@ -21,12 +23,15 @@ from effinfer.ops.state_copy import (
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
+    "discretize",
     "gated_rms_norm",
     "layer_norm",
     "linear",
     "pack_linear",
     "rms_norm",
     "selective_scan",
+    "selective_scan_lti",
+    "selective_scan_s5",
     "selective_state_update",
     "ssd",
     "ssd_state_update",

@@ -18,7 +18,8 @@ struct Walk {
   int64_t count = 0;             // positions of the current tile
   int64_t at[kScanTile], in_order[kScanTile];
 
-  Walk(const SelectiveScan& a, const ScanUnit& unit)
+  template <class Args>  // of selective_scan or selective_scan_lti
+  Walk(const Args& a, const ScanUnit& unit)
       : mask(a.mask != nullptr ? a.mask + unit.batch * a.mask_batch : nullptr),
         mask_stride(a.mask_time),
         next(a.reverse ? unit.end - 1 : unit.begin),

@@ -1,4 +1,5 @@
 #include "ops/selective_scan/selective_scan.h"
+#include "ops/selective_scan_lti/selective_scan_lti.h"
 #include "ops/selective_state_update/selective_state_update.h"
 #include "ops/ssd/ssd.h"
 #include "ops/ssd_state_update/ssd_state_update.h"
@@ -68,6 +69,47 @@ TEST_P(ShimScans, SelectiveScanMatchesScalar) {
           selective_scan_scalar(args(out), {b, b, 0, kLength, 0, kDim}, nullptr);
       },
       [&](auto& out) { return selective_scan_cuda(args(out), nullptr); });
+}
+
+TEST_P(ShimScans, SelectiveScanLtiMatchesScalar) {
+  constexpr int64_t kBatch = 2, kDim = 19, kLength = 45, kSnapshots = 2;
+  for (int64_t width : {1, 2}) {  // real, complex
+    const int64_t size = kBatch * kDim * kLength, numbers = kDim * states * width;
+    const Floats u = random_floats(size, 1), B = random_floats(numbers, 2),
+                 C = random_floats(numbers, 3), initial = random_floats(kBatch * numbers, 4);
+    Floats A = random_floats(numbers, 5);
+    for (float& a : A) a = 0.7f * std::tanh(a);  // inside the unit circle
+    std::vector<uint8_t> mask(kBatch * kLength, 1);
+    mask[3] = mask[4] = mask[kLength] = 0;
+    const auto args = [&](auto& out) {
+      SelectiveScanLti a = {};
+      a.u = {const_cast<float*>(u.data()), kDim * kLength, 1, kDim, DType::f32};
+      a.y = {out[0].data(), kDim * kLength, 1, kDim, DType::f32};
+      a.A = A.data();
+      a.B = B.data();
+      a.C = C.data();
+      a.initial_state = initial.data();
+      a.mask = mask.data();
+      a.mask_batch = kLength;
+      a.mask_time = 1;
+      a.last_state = out[1].data();
+      a.snapshots = out[2].data();
+      a.batch = a.sequences = kBatch;
+      a.dim = kDim;
+      a.length = kLength;
+      a.state = states;
+      a.num_snapshots = kSnapshots;
+      a.complex = width == 2;
+      return a;
+    };
+    expect_same(
+        {Floats(size), Floats(kBatch * numbers), Floats(kBatch * numbers * kSnapshots)},
+        [&](auto& out) {
+          for (int64_t b = 0; b < kBatch; ++b)
+            selective_scan_lti_scalar(args(out), {b, b, 0, kLength, 0, kDim}, nullptr);
+        },
+        [&](auto& out) { return selective_scan_lti_cuda(args(out), nullptr); });
+  }
 }
 
 TEST_P(ShimScans, SelectiveStateUpdateMatchesScalar) {
