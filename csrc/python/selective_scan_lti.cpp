@@ -2,8 +2,7 @@
 
 #include "python/scan.h"
 
-namespace effinfer {
-namespace {
+namespace effinfer::selective_scan_lti_binding {
 
 constexpr auto kOp = "selective_scan_lti";
 
@@ -56,8 +55,6 @@ void run(py::handle u_, py::handle A_, py::handle B, py::handle C, py::handle D,
   RUN(selective_scan_lti, args, u);
 }
 
-}  // namespace
+void bind(py::module_& m) { m.def("selective_scan_lti", &run); }
 
-void bind_selective_scan_lti(py::module_& m) { m.def("selective_scan_lti", &run); }
-
-}  // namespace effinfer
+}  // namespace effinfer::selective_scan_lti_binding
