@@ -19,12 +19,12 @@ def stamp(*weights: torch.Tensor | None) -> Stamp:
     raises the version; ``.to()`` and assignment change the address. Writes through ``.data`` raise
     no counter and cannot be seen.
     """
-    now = []
-    for w in weights:
-        if w is not None:
-            now.append(w.data_ptr())
-            now.append(0 if w.is_inference() else w._version)
-    return now
+    present = [w for w in weights if w is not None]
+    try:
+        return [x for w in present for x in (w.data_ptr(), w._version)]
+    except RuntimeError:  # tensors made in inference mode have no counter
+        versions = [0 if w.is_inference() else w._version for w in present]
+        return [w.data_ptr() for w in present] + versions
 
 
 def derived(

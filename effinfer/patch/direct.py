@@ -23,7 +23,9 @@ from effinfer.patch.linear import LinearWithPacked
 
 T = TypeVar("T")
 States = tuple[torch.Tensor, torch.Tensor]
-Product = tuple[torch.Tensor, int, torch.Tensor | None]
+Product = tuple[torch.Tensor, int, torch.Tensor | None]  # packed weight, outputs, bias
+Prepared = tuple[list[Product], Any]  # and the mixer's constants
+Direct = tuple[Any, list[Product], Any]  # the native module, and what is prepared
 _threads = threading.local()
 # `ops.ssd` counts its chunks from the first token of a call: cut between two of them, a run has the
 # bits of one call.
@@ -31,10 +33,11 @@ _CHUNK = 48
 BLOCK = 8 * _CHUNK  # tokens; more lets activations out of cache, fewer read the weights too often
 
 
-def direct_kernels(x: torch.Tensor) -> Any:
-    """The native module to call, or None where the ops must be."""
+def direct_calls(mixer: Any, x: torch.Tensor) -> Direct | None:
+    """What direct calls on ``x`` need, or None where it takes the modules or the ops."""
     if (
         torch.compiler.is_compiling()
+        or x.numel() == 0
         or _native.wants_reference()
         or not x.is_cpu
         or type(x) is not torch.Tensor
@@ -42,7 +45,8 @@ def direct_kernels(x: torch.Tensor) -> Any:
         or _has_any_global_hook()  # type: ignore[no-untyped-call]
     ):
         return None
-    return _native.native(x)
+    ready = _prepared(mixer)
+    return None if ready is None else (_native.native(x), *ready)
 
 
 def is_bare(module: Any) -> bool:
@@ -51,30 +55,24 @@ def is_bare(module: Any) -> bool:
     return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
-def has_bare_linears(mixer: Any) -> bool:
-    """Whether calling each linear of ``mixer`` is its packed multiplication and nothing more."""
-    modules = mixer._modules
-    for name in mixer.direct_linears:
-        linear = modules[name]
-        if not isinstance(linear, LinearWithPacked) or not is_bare(linear):
-            return False
-    return True
-
-
-def prepared(mixer: Any) -> tuple[list[Product], Any]:
-    """The linears of ``mixer`` as ``multiply`` takes them, and its constants.
+def _prepared(mixer: Any) -> Prepared | None:
+    """The linears of ``mixer`` as ``multiply`` takes them and its constants, or None where calling a
+    linear is more than its packed multiplication.
 
     Kept until a weight changes; one look at all of them costs less than each linear's own.
     """
     # By dictionary: nn.Module's attribute lookup is slow.
     modules = mixer._modules
-    linears = [modules[name] for name in mixer.direct_linears]
     weights = [*mixer._parameters.values(), *modules["conv1d"]._parameters.values()]
-    for linear in linears:
-        weights += linear._parameters.values()
+    for name in mixer.direct_linears:
+        linear = modules[name]
+        if not isinstance(linear, LinearWithPacked) or not is_bare(linear):
+            return None
+        weights += linear.__dict__["_parameters"].values()
 
-    def build() -> tuple[list[Product], Any]:
-        return [_product(linear) for linear in linears], mixer._constants()
+    def build() -> Prepared:
+        products = [_product(modules[name]) for name in mixer.direct_linears]
+        return products, mixer._constants()
 
     return derived(mixer, weights, build, "_effinfer_direct")
 

@@ -8,12 +8,12 @@ import torch
 
 from effinfer.nn import Mamba1Mixer
 from effinfer.patch.direct import (
+    Direct,
     States,
     block_scratch,
     in_blocks,
     multiply,
     normed,
-    prepared,
     scratch,
 )
 
@@ -27,14 +27,14 @@ class DirectMamba1(Mamba1Mixer):
 
     def direct_step(
         self,
-        native: Any,
+        direct: Direct,
         hidden: torch.Tensor,
         conv_state: torch.Tensor,
         ssm_state: torch.Tensor,
         norm: Any = None,
     ) -> torch.Tensor:
         """One token (B, 1, H), as ``step``."""
-        (in_proj, x_proj, dt_proj, out_proj), (A, D, weight, bias) = prepared(self)
+        native, (in_proj, x_proj, dt_proj, out_proj), (A, D, weight, bias) = direct
         batch, _, features = hidden.shape
         width, states = A.shape
         rank = self.time_step_rank
@@ -61,14 +61,14 @@ class DirectMamba1(Mamba1Mixer):
 
     def direct_scan(
         self,
-        native: Any,
+        direct: Direct,
         hidden: torch.Tensor,
         conv_state: torch.Tensor | None,
         ssm_state: torch.Tensor | None,
         norm: Any = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A run of tokens (B, L, H), as ``scan`` without a mask."""
-        (in_proj, x_proj, dt_proj, out_proj), (A, D, weight, bias) = prepared(self)
+        native, (in_proj, x_proj, dt_proj, out_proj), (A, D, weight, bias) = direct
         width, states = A.shape
         rank, past = self.time_step_rank, weight.shape[1] - 1
         widths = (hidden.shape[2], 2 * width, width, rank + 2 * states, width, width)

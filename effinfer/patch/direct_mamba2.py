@@ -9,12 +9,12 @@ from torch import nn
 
 from effinfer.nn import Mamba2Mixer
 from effinfer.patch.direct import (
+    Direct,
     States,
     block_scratch,
     in_blocks,
     multiply,
     normed,
-    prepared,
     scratch,
 )
 
@@ -28,14 +28,14 @@ class DirectMamba2(Mamba2Mixer):
 
     def direct_step(
         self,
-        native: Any,
+        direct: Direct,
         hidden: torch.Tensor,
         conv_state: torch.Tensor,
         ssm_state: torch.Tensor,
         norm: Any = None,
     ) -> torch.Tensor:
         """One token (B, 1, H), as ``step``."""
-        (in_proj, out_proj), (A, D, dt_bias, weight, bias) = prepared(self)
+        native, (in_proj, out_proj), (A, D, dt_bias, weight, bias) = direct
         batch, _, features = hidden.shape
         inner = self.intermediate_size
 
@@ -70,14 +70,14 @@ class DirectMamba2(Mamba2Mixer):
 
     def direct_scan(
         self,
-        native: Any,
+        direct: Direct,
         hidden: torch.Tensor,
         conv_state: torch.Tensor | None,
         ssm_state: torch.Tensor | None,
         norm: Any = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A run of tokens (B, L, H), as ``scan`` without a mask."""
-        (in_proj, out_proj), (A, D, dt_bias, weight, bias) = prepared(self)
+        native, (in_proj, out_proj), (A, D, dt_bias, weight, bias) = direct
         past = weight.shape[1] - 1
         widths = (hidden.shape[2], in_proj[1], self.conv_dim, self.intermediate_size)
         buffers = block_scratch(hidden, *widths)

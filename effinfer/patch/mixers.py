@@ -11,7 +11,7 @@ from torch import nn
 from effinfer.errors import UnsupportedOpError
 from effinfer.ops._register import dense_float32
 from effinfer.patch.cache import read_states, write_states
-from effinfer.patch.direct import direct_kernels, has_bare_linears, is_bare
+from effinfer.patch.direct import Direct, direct_calls, is_bare
 from effinfer.patch.direct_mamba1 import DirectMamba1
 from effinfer.patch.direct_mamba2 import DirectMamba2
 from effinfer.patch.norms import RMSNorm
@@ -55,49 +55,46 @@ class CachedMixer(Patched):
         if kwargs.get("seq_idx") is not None:
             raise UnsupportedOpError("patched mixers do not take seq_idx (packed sequences)")
         mask = _local_mask(attention_mask, hidden_states.shape[1])
-        native = self.direct_native(hidden_states) if mask is None else None
-        return self.mix(hidden_states, cache_params, mask, native)
+        direct = self.direct_calls(hidden_states) if mask is None else None
+        return self.mix(hidden_states, cache_params, mask, direct)
 
-    def direct_native(self, hidden_states: torch.Tensor) -> Any:
-        """The native module to call directly, or None where the modules are needed."""
-        if not self.direct or hidden_states.numel() == 0:
-            return None
-        native = direct_kernels(hidden_states)
-        return native if native is not None and has_bare_linears(self) else None
+    def direct_calls(self, hidden_states: torch.Tensor) -> Direct | None:
+        """What direct calls need, or None where the modules are needed."""
+        return direct_calls(self, hidden_states) if self.direct else None
 
     def mix(
         self,
         hidden_states: torch.Tensor,
         cache: Any,
         mask: torch.Tensor | None,
-        native: Any,
+        direct: Direct | None,
         norm: RMSNorm | None = None,
     ) -> torch.Tensor:
         """The output, and the states moved on in the cache.
 
-        With ``native``, by direct calls; then ``norm`` may be the one before the mixer, and the
+        With ``direct``, by direct calls; then ``norm`` may be the one before the mixer, and the
         output is that of the residual block around both.
         """
         states = None if cache is None else read_states(cache, self.layer_idx)
-        if native is not None:
+        if direct is not None:
             hidden_states = hidden_states.contiguous()
         if states is not None and mask is None and hidden_states.shape[1] == 1:
             conv_state, ssm_state = states
             # A cache that the stock model began is in the model's own type, the ops keep float32.
             wide = ssm_state.float()
-            if native is None:
+            if direct is None:
                 output = self.step(hidden_states, conv_state, wide)
             else:
-                output = self.direct_step(native, hidden_states, conv_state, wide, norm)
+                output = self.direct_step(direct, hidden_states, conv_state, wide, norm)
             if wide is not ssm_state:
                 ssm_state.copy_(wide)
             return output
         conv, ssm = (None, None) if states is None else states
         conv, ssm = dense_float32(None if conv is None else conv[..., 1:]), dense_float32(ssm)
-        if native is None:
+        if direct is None:
             output, *after = self.scan(hidden_states, conv, ssm, mask)
         else:
-            output, *after = self.direct_scan(native, hidden_states, conv, ssm, norm)
+            output, *after = self.direct_scan(direct, hidden_states, conv, ssm, norm)
         if cache is not None:
             write_states(cache, self.layer_idx, *after)
         return output
@@ -159,10 +156,10 @@ class ResidualBlock(Patched):
             and not kwargs
             and is_bare(mixer)
             and is_bare(norm)
-            and (native := mixer.direct_native(hidden_states)) is not None
+            and (direct := mixer.direct_calls(hidden_states)) is not None
             and _local_mask(attention_mask, hidden_states.shape[1]) is None
         ):
-            return mixer.mix(hidden_states, cache_params, None, native, norm)
+            return mixer.mix(hidden_states, cache_params, None, direct, norm)
         stock: Any = super()
         output: torch.Tensor = stock.forward(
             hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
