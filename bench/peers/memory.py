@@ -20,7 +20,7 @@ from bench.peers.common import PeerUnavailable, arguments, show_memory, write_ca
 from bench.peers.gguf_mamba import write_gguf
 from bench.peers.hf_models import BUILDERS, prompt
 from bench.peers.llama import LlamaModel
-from bench.peers.models import patched, prefill
+from bench.peers.models import prefill
 
 TOKENS = 2048
 WARM_TOKENS = 16
@@ -51,7 +51,9 @@ def probe(side: str, model_name: str, threads: int, folder: Path) -> dict[str, f
         return extra_peak(lambda: llama.open().prefill(ids))
     model = BUILDERS[model_name]()
     if side == "effinfer":
-        model = patched(model, BUILDERS[model_name])
+        import effinfer
+
+        assert effinfer.patch(model).replaced
     with torch.inference_mode():
         prefill(model, prompt(WARM_TOKENS))
         return extra_peak(lambda: prefill(model, prompt(TOKENS)))
