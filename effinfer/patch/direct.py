@@ -56,17 +56,19 @@ def is_bare(module: Any) -> bool:
 
 
 def _prepared(mixer: Any) -> Prepared | None:
-    """The linears of ``mixer`` as ``multiply`` takes them and its constants, or None where calling a
-    linear is more than its packed multiplication.
+    """The linears of ``mixer`` as ``multiply`` takes them and its constants, or None where a module
+    inside is more than its forward: a hook may keep what it sees, which must not be scratch.
 
     Kept until a weight changes; one look at all of them costs less than each linear's own.
     """
     # By dictionary: nn.Module's attribute lookup is slow.
     modules = mixer._modules
+    if not all(map(is_bare, modules.values())):
+        return None
     weights = [*mixer._parameters.values(), *modules["conv1d"]._parameters.values()]
     for name in mixer.direct_linears:
         linear = modules[name]
-        if not isinstance(linear, LinearWithPacked) or not is_bare(linear):
+        if not isinstance(linear, LinearWithPacked):
             return None
         weights += linear.__dict__["_parameters"].values()
 

@@ -167,6 +167,23 @@ def test_hooks_inside_a_block_still_fire(family: str, inner: str) -> None:
         hook.remove()
 
 
+@pytest.mark.parametrize("family", ["mamba2", "falcon_mamba"])
+def test_what_a_hook_keeps_is_not_written_again(family: str) -> None:
+    model, _ = _patched(family)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda m, args, _: kept.append((args[0], args[0].clone())))
+        for name, module in model.named_modules()
+        if ".mixer." in name and "norm" in name
+    ]
+    assert hooks
+    model.generate(tokens(2, 6), max_new_tokens=3, do_sample=False)
+    assert len(kept) == 3 * len(hooks)
+    assert all(torch.equal(seen, then) for seen, then in kept)
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.mark.parametrize("more", [1, 7, 256])
 @every_family
 def test_continued_cache_equals_one_shot(family: str, more: int) -> None:
