@@ -1,38 +1,10 @@
 #include "ops/selective_scan/selective_scan.h"
 
-#include "python/checks.h"
+#include "python/scan.h"
 
 namespace effinfer::selective_scan_binding {
 
 constexpr auto kOp = "selective_scan";
-
-ScanSignal signal(const char* arg, py::handle object, const Tensor& like, bool optional = false) {
-  if (optional && object.is_none()) return {};
-  const Tensor t = want(kOp, arg, object, kFloats, {like.shape[0], like.shape[1], like.shape[2]});
-  return {t.data, t.stride[0], t.stride[1], t.stride[2], t.dtype()};
-}
-
-// (D,N), (B,N,L) or (B,G,N,L).
-ScanMatrix matrix(const char* arg, py::handle object, const Tensor& u, int64_t state) {
-  const Tensor t = want(kOp, arg, object, kFloats);
-  const int64_t batch = u.shape[0], dim = u.shape[1], length = u.shape[2];
-  const auto fits = [&](std::initializer_list<int64_t> shape) {
-    return std::equal(shape.begin(), shape.end(), t.shape);
-  };
-  if (t.ndim == 2 && fits({dim, state}))
-    return {t.data, 0, t.stride[0], t.stride[1], 0, dim, t.dtype(), true};
-  if (t.ndim == 3 && fits({batch, state, length}))
-    return {t.data, t.stride[0], 0, t.stride[1], t.stride[2], 1, t.dtype(), false};
-  const int64_t groups = t.ndim == 4 ? t.shape[1] : 0;
-  if (groups > 0 && dim % groups == 0 && fits({batch, groups, state, length}))
-    return {t.data, t.stride[0], t.stride[1], t.stride[2], t.stride[3], groups, t.dtype(), false};
-  const auto text = [](int64_t n) { return std::to_string(n); };
-  const std::string tail = text(state) + ", " + text(length) + ")";
-  reject(kOp, arg,
-         "have shape (" + text(dim) + ", " + text(state) + "), (" + text(batch) + ", " + tail +
-             " or (" + text(batch) + ", G, " + tail + " with G dividing " + text(dim),
-         shape_text(t));
-}
 
 const float* dense(const char* arg, py::handle object, std::initializer_list<int64_t> shape) {
   const Tensor t = want_optional(kOp, arg, object, kF32, shape);
@@ -55,12 +27,12 @@ void run(py::handle u_, py::handle delta, py::handle A, py::handle B, py::handle
   const Tensor saved = want(kOp, "snapshots", snapshots, kF32, {sequences, kAny, dim, state});
   SelectiveScan args = {
       .u = {u.data, u.stride[0], u.stride[1], u.stride[2], u.dtype()},
-      .delta = signal("delta", delta, u),
-      .z = signal("z", z, u, true),
-      .y = signal("y", y, u),
+      .delta = want_signal(kOp, "delta", delta, u),
+      .z = z.is_none() ? ScanSignal{} : want_signal(kOp, "z", z, u),
+      .y = want_signal(kOp, "y", y, u),
       .A = dense("A", A, {dim, state}),
-      .B = matrix("B", B, u, state),
-      .C = matrix("C", C, u, state),
+      .B = want_matrix(kOp, "B", B, u, state),
+      .C = want_matrix(kOp, "C", C, u, state),
       .D = dense("D", D, {dim}),
       .delta_bias = dense("delta_bias", delta_bias, {dim}),
       .initial_state = dense("initial_state", initial_state, {sequences, dim, state}),

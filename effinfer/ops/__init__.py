@@ -3,6 +3,7 @@
 from effinfer.ops.causal_conv1d import causal_conv1d
 from effinfer.ops.causal_conv1d_update import causal_conv1d_update
 from effinfer.ops.gated_rms_norm import gated_rms_norm
+from effinfer.ops.hidden_attention import hidden_attention
 from effinfer.ops.layer_norm import layer_norm
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
@@ -25,6 +26,7 @@ __all__ = [
     "causal_conv1d_update",
     "discretize",
     "gated_rms_norm",
+    "hidden_attention",
     "layer_norm",
     "linear",
     "pack_linear",

@@ -93,7 +93,7 @@ void advance(bool complex, const Coefficients& from, float* h, const float* u, f
     }
   };
   if (complex) {
-    rows(advance_complex<2>, 2);
+    rows(advance_complex<4>, 4);
     rows(advance_complex<1>, 1);
   } else {
     rows(advance_real<4>, 4);

@@ -1,3 +1,4 @@
+#include "ops/hidden_attention/hidden_attention.h"
 #include "ops/selective_scan/selective_scan.h"
 #include "ops/selective_scan_lti/selective_scan_lti.h"
 #include "ops/selective_state_update/selective_state_update.h"
@@ -110,6 +111,35 @@ TEST_P(ShimScans, SelectiveScanLtiMatchesScalar) {
         },
         [&](auto& out) { return selective_scan_lti_cuda(args(out), nullptr); });
   }
+}
+
+TEST_P(ShimScans, HiddenAttentionMatchesScalar) {
+  constexpr int64_t kBatch = 2, kDim = 2, kLength = 21;
+  const Floats delta = random_floats(kBatch * kLength * kDim, 1), A = decays(kDim * states, 2),
+               B = random_floats(kBatch * kLength * states, 3),
+               C = random_floats(kBatch * kLength * states, 4);
+  const auto args = [&](auto& out) {
+    HiddenAttention a = {};
+    a.delta = {const_cast<float*>(delta.data()), kDim * kLength, 1, kDim, DType::f32};
+    a.A = A.data();
+    a.B = {B.data(), kLength * states, 0, 1, states, 1, DType::f32, false};
+    a.C = {C.data(), kLength * states, 0, 1, states, 1, DType::f32, false};
+    a.alpha = out[0].data();
+    a.batch = kBatch;
+    a.dim = kDim;
+    a.length = kLength;
+    a.state = states;
+    a.softplus = true;
+    return a;
+  };
+  expect_same(
+      {Floats(kBatch * kDim * kLength * kLength, NAN)},
+      [&](auto& out) {
+        Floats h(states);
+        for (int64_t row = 0; row < kBatch * kDim; ++row)
+          hidden_attention_scalar(args(out), row, h.data());
+      },
+      [&](auto& out) { return hidden_attention_cuda(args(out), nullptr); });
 }
 
 TEST_P(ShimScans, SelectiveStateUpdateMatchesScalar) {
