@@ -170,13 +170,16 @@ EFFINFER_INLINE Vec load(const f16* p) {
 
 EFFINFER_INLINE void store(float* p, Vec x) { *reinterpret_cast<VecAny*>(p) = x; }
 
-EFFINFER_INLINE void store(bf16* p, Vec x) {  // round to nearest even; NaN stays NaN
+EFFINFER_INLINE void store(bf16* p, Vec x) {  // round to nearest even; NaN becomes all ones
   const UVec u = (UVec)x;
-  const UVec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  const UVec nan = (u >> 16) | 0x40;
-  const IVec is_nan = x != x;
-  const UVec r = ((UVec)is_nan & nan) | (~(UVec)is_nan & rounded);
+  const UVec r = ((u + 0x7fff + ((u >> 16) & 1)) | (UVec)(x != x)) >> 16;
+#if defined(__AVX2__) && !defined(__AVX512F__)  // convertvector takes gcc 12 twice as long
+  const __m256i wide = (__m256i)r;
+  *reinterpret_cast<HalfAny*>(p) =
+      (HalfAny)_mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+#else
   *reinterpret_cast<HalfAny*>(p) = (HalfAny) __builtin_convertvector(r, Half);
+#endif
 }
 
 EFFINFER_INLINE void store(f16* p, Vec x) {
@@ -205,9 +208,35 @@ EFFINFER_INLINE void store_n(T* p, Vec x, int64_t n) {
   std::memcpy(p, part, static_cast<size_t>(n) * sizeof(T));
 }
 
-// kLanes elements `stride` apart.
+// The lanes' numbers, for what needs them as constants.
+template <int... j>
+struct Lanes {};
+#if defined(__AVX512F__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
+#elif defined(__AVX2__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
+#else
+using AllLanes = Lanes<0, 1, 2, 3>;
+#endif
+
+// kLanes elements `stride` apart, as one expression per lane: a loop over an array of 16-bit
+// elements would load the vector before its parts have left the store queue.
+template <int... j>
+EFFINFER_INLINE Vec load_apart(const float* p, int64_t stride, Lanes<j...>) {
+  return Vec{p[j * stride]...};
+}
+template <class T, int... j>
+EFFINFER_INLINE Vec load_apart(const T* p, int64_t stride, Lanes<j...>) {
+  const Half bits = {p[j * stride].bits...};
+  T part[kLanes];
+  std::memcpy(part, &bits, sizeof(part));
+  return load(part);
+}
+
+// n elements `stride` apart; the other lanes are zero.
 template <class T>
 EFFINFER_INLINE Vec load_strided(const T* p, int64_t stride, int64_t n = kLanes) {
+  if (n == kLanes) return load_apart(p, stride, AllLanes{});
   T part[kLanes];
   std::memset(part, 0, sizeof(part));
   for (int64_t i = 0; i < n; ++i) part[i] = p[i * stride];
@@ -234,16 +263,6 @@ EFFINFER_INLINE void store1(T* p, float x) {
 }
 
 // Rows become columns, by exchanging blocks of 1, 2, 4.. lanes between rows that far apart.
-template <int... j>
-struct Lanes {};
-#if defined(__AVX512F__)
-using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
-#elif defined(__AVX2__)
-using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
-#else
-using AllLanes = Lanes<0, 1, 2, 3>;
-#endif
-
 template <int kApart, int... j>
 EFFINFER_INLINE void exchange(Vec& a, Vec& b, Lanes<j...>) {
   const Vec low = __builtin_shufflevector(a, b, ((j & kApart) ? kLanes + j - kApart : j)...);

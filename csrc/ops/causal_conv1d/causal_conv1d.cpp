@@ -21,6 +21,7 @@ constexpr int64_t kTimeMajorChannels = 512, kTimeMajorTimes = 128;
 constexpr int64_t kChannelMajorChannels = 32, kChannelMajorTimes = 2048;
 constexpr int64_t kGrainElements = 16384;  // about 5 us: less is not worth waking a thread
 
+int64_t distance(int64_t stride) { return stride < 0 ? -stride : stride; }
 int64_t blocks(int64_t n, int64_t size) { return n > 0 ? (n + size - 1) / size : 0; }
 
 }  // namespace
@@ -29,7 +30,7 @@ const Kernel<CausalConv1dFn>& causal_conv1d_kernel() { return pick(kKernels); }
 
 void causal_conv1d(const CausalConv1d& a) {
   const auto run = causal_conv1d_kernel().run;
-  const bool channel_major = a.x_time == 1 && a.x_dim != 1;
+  const bool channel_major = distance(a.x_time) < distance(a.x_dim);
   const int64_t channels = channel_major ? kChannelMajorChannels : kTimeMajorChannels;
   const int64_t part_times = channel_major ? kChannelMajorTimes : kTimeMajorTimes;
   const int64_t dims = blocks(a.dim, channels);

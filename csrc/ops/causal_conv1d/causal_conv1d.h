@@ -11,9 +11,14 @@
 //
 // The sum is taken in float32 from the bias on, oldest tap first, so that a split anywhere, another
 // layout or another thread count give the same bits.
-// Layout: any strides. Channel stride 1 (time-major) or time stride 1 in both x and y is fast.
-// Cost: 2 width flops an element (and one exp for silu); bytes: x and y once. It should run at the
-// speed of memcpy, or of silu (about 9 cycles for 8 floats on AVX2) where that is slower.
+// Layout: any strides. float32 with channel stride 1 (time-major) or time stride 1 in both x and y
+// goes straight from memory to memory; everything else through blocks in L1.
+// Cost: 2 width flops an element (and one exp for silu); bytes: x and y once. For 8 floats on one
+// 3.2 GHz AVX2 core that copies 16 GB/s from memory, the copy takes 13 cycles, silu 7, the taps
+// width / 2: float32 from memory is held by the copy, from cache by silu and wide filters. 16-bit
+// types halve the copy (6 cycles), not the arithmetic, and round in 3 more: held by arithmetic.
+// Where neither stride is 1, gathering 8 elements takes 6 cycles and scattering them 11, and memory
+// moves whole lines, whatever part of them is x.
 #pragma once
 #include "base/cpu.h"
 #include "base/dtype.h"
