@@ -47,79 +47,77 @@ EFFINFER_INLINE Vec load_up_to(const T* p, int64_t left) {
   return left >= kLanes ? load(p) : left > 0 ? load_n(p, left) : Vec{};
 }
 
-template <class F>
-EFFINFER_INLINE void map_row(float* sums, int64_t columns, F&& f) {
-  for (int64_t i = 0; i < columns; i += kLanes) store(sums + i, f(load(sums + i)));
-}
+// One panel of outputs for all rows of a task: where its sums lie, what joins them, where y goes.
+template <class T>
+struct Finish {
+  const float *sums, *up_sums;  // [rows, 16]; up_sums for the *_mul epilogues
+  const float *bias, *up_bias;  // null for none
+  const T* residual;            // or null
+  T* y;
+  int64_t rows, residual_stride, y_stride;
+  int64_t valid;  // outputs of this panel, the others are padding
+};
 
-// gate panel, up panel, gate panel, ... -> act(gate) * up, packed to the front.
-template <class F>
-EFFINFER_INLINE void gate_row(float* sums, int64_t columns, F&& f) {
-  for (int64_t i = 0; i < columns; i += kPanel) {
-    EFFINFER_UNROLL
-    for (int64_t v = 0; v < kPanel; v += kLanes) {
-      const float* pair = sums + 2 * i + v;
-      store(sums + i + v, f(load(pair)) * load(pair + kPanel));
+// y = f(sums + bias) [* (up_sums + up_bias)] + residual
+template <bool kTwo, class T, class F>
+void finish_rows(const Finish<T>& o, F&& f) {
+  for (int64_t v = 0; v < o.valid; v += kLanes) {
+    const int64_t left = o.valid - v;
+    const Vec bias = o.bias != nullptr ? load_up_to(o.bias + v, left) : Vec{};
+    const Vec up_bias = kTwo && o.up_bias != nullptr ? load_up_to(o.up_bias + v, left) : Vec{};
+    for (int64_t r = 0; r < o.rows; ++r) {
+      Vec out = f(load(o.sums + r * kPanel + v) + bias);
+      if constexpr (kTwo) out = out * (load(o.up_sums + r * kPanel + v) + up_bias);
+      if (o.residual != nullptr) out += load_up_to(o.residual + r * o.residual_stride + v, left);
+      T* const y = o.y + r * o.y_stride + v;
+      if (left >= kLanes)
+        store(y, out);
+      else
+        store_n(y, out, left);
     }
   }
 }
 
-void add_bias(float* sums, const float* bias, int64_t columns, int64_t valid, int64_t step) {
-  for (int64_t i = 0; i < columns; i += kPanel) {
-    EFFINFER_UNROLL
-    for (int64_t v = 0; v < kPanel; v += kLanes) {
-      float* p = sums + i * step + v;
-      store(p, load(p) + load_up_to(bias + i + v, valid - i - v));
-    }
-  }
-}
-
-void activate_row(Epilogue e, float* sums, int64_t columns) {
+template <class T>
+void finish_panel(Epilogue e, const Finish<T>& o) {
   switch (e) {
     case Epilogue::none:
-      return;
+      return finish_rows<false>(o, [](Vec x) { return x; });
     case Epilogue::silu:
-      return map_row(sums, columns, [](Vec x) { return silu(x); });
+      return finish_rows<false>(o, [](Vec x) { return silu(x); });
     case Epilogue::gelu:
-      return map_row(sums, columns, [](Vec x) { return gelu(x); });
+      return finish_rows<false>(o, [](Vec x) { return gelu(x); });
     case Epilogue::gelu_tanh:
-      return map_row(sums, columns, [](Vec x) { return gelu_tanh(x); });
+      return finish_rows<false>(o, [](Vec x) { return gelu_tanh(x); });
     case Epilogue::silu_mul:
-      return gate_row(sums, columns, [](Vec x) { return silu(x); });
+      return finish_rows<true>(o, [](Vec x) { return silu(x); });
     case Epilogue::gelu_mul:
-      return gate_row(sums, columns, [](Vec x) { return gelu(x); });
+      return finish_rows<true>(o, [](Vec x) { return gelu(x); });
   }
 }
 
+// Turns the sums [panels, rows, 16] of the task's panels from `panel` on into y.
 template <class T>
-void store_row(const float* sums, const T* residual, T* y, int64_t valid) {
-  for (int64_t i = 0; i < valid; i += kLanes) {
-    const int64_t left = valid - i;
-    Vec v = load(sums + i);
-    if (residual != nullptr) v += load_up_to(residual + i, left);
-    if (left >= kLanes)
-      store(y + i, v);
-    else
-      store_n(y + i, v, left);
-  }
-}
-
-// Turns the task's sums [rows, panels * 16] into y.
-template <class T>
-void finish(const Linear& a, const LinearTask& t, float* sums) {
-  const int64_t step = takes_two(a.epilogue) ? 2 : 1;
-  const int64_t begin = t.panel / step * kPanel, columns = t.panels / step * kPanel;
-  const int64_t valid = a.n - begin < columns ? a.n - begin : columns;
+void finish(const Linear& a, const LinearTask& t, int64_t panel, int64_t panels,
+            const float* sums) {
+  const int64_t step = takes_two(a.epilogue) ? 2 : 1, part = t.rows * kPanel;
   const auto residual = static_cast<const T*>(a.residual);
-  for (int64_t r = 0; r < t.rows; ++r, sums += t.panels * kPanel) {
-    const int64_t row = t.row + r;
+  for (int64_t p = 0; p < panels; p += step, sums += step * part) {
+    const int64_t n = (t.panel + panel + p) / step * kPanel;
+    Finish<T> o = {};
+    o.sums = sums;
+    o.up_sums = sums + part;
     if (a.bias != nullptr) {
-      add_bias(sums, a.bias + begin, columns, valid, step);
-      if (step == 2) add_bias(sums + kPanel, a.bias + a.n + begin, columns, valid, step);
+      o.bias = a.bias + n;
+      o.up_bias = a.bias + a.n + n;
     }
-    activate_row(a.epilogue, sums, columns);
-    store_row(sums, residual != nullptr ? residual + row * a.residual_stride + begin : nullptr,
-              static_cast<T*>(a.y) + row * a.y_stride + begin, valid);
+    if (residual != nullptr) o.residual = residual + t.row * a.residual_stride + n;
+    o.y = static_cast<T*>(a.y) + t.row * a.y_stride + n;
+    o.rows = t.rows;
+    o.residual_stride = a.residual_stride;
+    o.y_stride = a.y_stride;
+    o.valid = a.n - n < kPanel ? a.n - n : kPanel;
+    finish_panel(a.epilogue, o);
   }
 }
 

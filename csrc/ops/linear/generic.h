@@ -1,4 +1,5 @@
-// linear over vec.h: one task, block of k by block of k.
+// linear over vec.h: one task. A few panels at a time walk down k together, block by block, each
+// block against all rows; x lies ready in L2, the sums of those panels in L1.
 #pragma once
 #include "ops/linear/epilogue.h"
 #include "ops/linear/tile.h"
@@ -11,7 +12,9 @@ using namespace linear_layout;
 // Above this many rows it is cheaper to widen 16-bit weights once than in every tile.
 constexpr int64_t kWidenRows = 4 * kTileRows;
 
-// This block of x, in float32, rows kXStride apart: the tiles' addresses are then constants. Rows
+EFFINFER_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// A block of x in float32, rows kXStride apart: the tiles' addresses are then constants. Rows
 // are short pieces far apart, which no hardware prefetcher follows.
 template <class X>
 void copy_rows(const X* x, int64_t stride, int64_t rows, int64_t terms, float* out) {
@@ -37,37 +40,22 @@ void widen(const W* w, int64_t terms, float* out) {
   }
 }
 
-// One or two rows: bound by the weights' bytes, so several panels are streamed at once.
-template <int R, int P, class W>
-void stream_panels(TileArgs<W> args, int64_t panels) {
-  for (; panels >= P; panels -= P) {
-    tile<R, P, W>(args);
-    args.w += P * args.panel_stride;
-    args.sums += P * kPanel;
-  }
-  for (; panels > 0; --panels) {
-    tile<R, 1, W>(args);
-    args.w += args.panel_stride;
-    args.sums += kPanel;
-  }
-}
-
 // All rows against P panels, in tiles of nearly equal height. Each tile prefetches a part of the
 // weights that come next, `lines` per panel.
 template <int P, class W>
 void sweep_rows(TileArgs<W> args, int64_t rows, int64_t lines) {
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t wanted = 4 * lines / (tiles * args.terms);
-  args.ahead_lines = wanted >= 4 ? 4 : wanted >= 2 || (tiles == 3 && lines == args.terms) ? 2 : 1;
-  const int64_t share = args.terms / 4 * args.ahead_lines;
+  const int64_t wanted = args.terms > 0 ? 4 * lines / (tiles * args.terms) : 0;
+  const int each = wanted >= 4 ? 4 : wanted >= 2 || (tiles == 3 && lines == args.terms) ? 2 : 1;
+  const int64_t share = args.terms / 4 * each;
   for (int64_t left = tiles; left > 0; --left) {
     const int64_t height = rows / left;
-    if (lines <= 0) args.ahead_lines = 0;
-    tile_of<kTileRows, P, W>(height, args);
+    tile_of<kTileRows, P, W>(height, lines > 0 ? each : 0, args);
     rows -= height;
     lines -= share;
     args.x += height * kXStride;
-    args.sums += height * args.sums_stride;
+    if (args.before.at != nullptr) args.before.at += height * args.before.row;
+    args.after.at += height * args.after.row;
     args.ahead += share * kLine;
   }
 }
@@ -82,52 +70,118 @@ void panels_times_rows(TileArgs<W> args, int64_t rows, float* wide) {
   EFFINFER_UNROLL
   for (int p = 0; p < P; ++p)
     widen(args.w + p * args.panel_stride, args.terms, wide + p * kTerms * kPanel);
-  const TileArgs<float> widened = {args.terms,       wide,       kTerms * kPanel, args.x, args.sums,
-                                   args.sums_stride, args.first, args.ahead,      0};
+  const TileArgs<float> widened = {args.terms,  wide,       kTerms * kPanel, args.x,
+                                   args.before, args.after, args.ahead};
   sweep_rows<P, float>(widened, rows, lines);
+}
+
+// One or two rows: bound by the weights' bytes, so several panels are streamed side by side; that
+// the hardware prefetches best.
+template <int R, int P, class W>
+void stream_panels(TileArgs<W> args, int64_t panels) {
+  for (; panels >= P; panels -= P) {
+    tile<R, P, 0, W>(args);
+    args.w += P * args.panel_stride;
+    if (args.before.at != nullptr) args.before.at += P * args.before.panel;
+    args.after.at += P * args.after.panel;
+  }
+  if constexpr (P > 1) stream_panels<R, 1, W>(args, panels);
+}
+
+// `panels` panels times all rows.
+template <class W>
+void multiply(TileArgs<W> args, int64_t panels, int64_t rows, float* wide) {
+  if (rows == 1) return stream_panels<1, kMaxGroup, W>(args, panels);
+  if (rows == 2) return stream_panels<2, 2, W>(args, panels);
+  for (int64_t p = 0; p < panels;) {
+    const bool full = panels - p >= kTilePanels;
+    if (full)
+      panels_times_rows<kTilePanels, W>(args, rows, wide);
+    else
+      panels_times_rows<1, W>(args, rows, wide);
+    const int64_t width = full ? kTilePanels : 1;
+    args.w += width * args.panel_stride;
+    args.ahead += width * args.panel_stride * static_cast<int64_t>(sizeof(W));
+    if (args.before.at != nullptr) args.before.at += width * args.before.panel;
+    args.after.at += width * args.after.panel;
+    p += width;
+  }
+}
+
+// Terms begin to end of k, x's copied at a time, and where their blocks lie.
+struct Stretch {
+  int64_t begin, end;
+  const float* x;
+  int64_t block_stride;
+};
+
+// Panels p to p + width of a task walk down a stretch. Sums are held in `held`; those of the last
+// block go to `out`.
+template <class W>
+void walk_down(const Linear& a, const LinearTask& t, const Stretch& s, int64_t p, int64_t width,
+               const Place& held, const Place& out, float* wide) {
+  const int64_t k = a.k;
+  const W* const weight = static_cast<const W*>(a.weight) + t.panel * k * kPanel;
+  const W* const following = p + width < t.panels ? weight + ((p + width) * k + s.begin) * kPanel
+                                                  : weight + s.end * kPanel;
+  TileArgs<W> args = {};
+  args.panel_stride = k * kPanel;
+  args.w = weight + (p * k + s.begin) * kPanel;
+  args.x = s.x;
+  args.before = args.after = held;
+  if (s.begin == 0) args.before.at = nullptr;
+  for (int64_t left = s.end - s.begin;;) {
+    args.terms = least(kTerms, left);
+    left -= args.terms;
+    const W* const next = left > 0 ? args.w + args.terms * kPanel : following;
+    args.ahead = reinterpret_cast<const char*>(next);
+    if (left == 0) args.after = out;
+    multiply<W>(args, width, t.rows, wide);
+    if (left == 0) return;
+    args.w = next;
+    args.x += s.block_stride;
+    args.before = held;
+  }
 }
 
 template <class X, class W>
 void run(const Linear& a, const LinearTask& t) {
-  const int64_t k = a.k, columns = t.panels * kPanel;
-  float* const x = t.scratch;
-  float* const sums = x + t.rows * kXStride;
-  float* const wide = sums + t.rows * columns;
-  const X* const rows = static_cast<const X*>(a.x) + t.row * a.x_stride;
-  const W* const weight = static_cast<const W*>(a.weight) + t.panel * k * kPanel;
-  if (k <= 0) memset(sums, 0, static_cast<size_t>(t.rows * columns) * sizeof(float));
+  const int64_t k = a.k, part = t.rows * kPanel;
+  const int64_t group = t.rows <= 2 ? kMaxGroup : takes_two(a.epilogue) ? 2 : kTilePanels;
+  const bool plain = sizeof(X) == sizeof(float) && a.epilogue == Epilogue::none &&
+                     a.bias == nullptr && a.residual == nullptr;
+  const bool in_place = sizeof(X) == sizeof(float) && t.rows == 1;
+  const X* const x = static_cast<const X*>(a.x) + t.row * a.x_stride;
+  float* const copied = t.scratch;
+  float* const wide = copied + t.rows * t.x_blocks * kXStride;
+  float* const sums = wide + kTilePanels * kTerms * kPanel;
 
-  for (int64_t begin = 0; begin < k; begin += kTerms) {
-    const int64_t terms = k - begin < kTerms ? k - begin : kTerms;
-    copy_rows(rows + begin, a.x_stride, t.rows, terms, x);
-    TileArgs<W> args = {
-        terms, weight + begin * kPanel, k * kPanel, x, sums, columns, begin == 0, nullptr, 0};
-    if (t.rows == 1) {
-      stream_panels<1, 4, W>(args, t.panels);
-      continue;
+  Stretch s = {0, 0, copied, t.rows * kXStride};
+  do {
+    s.begin = s.end;
+    s.end = least(s.begin + t.x_blocks * kTerms, k);
+    if (in_place) {
+      s.x = reinterpret_cast<const float*>(x) + s.begin;
+      s.block_stride = kTerms;
+    } else {
+      for (int64_t at = s.begin, block = 0; at < s.end; at += kTerms, ++block)
+        copy_rows(x + at, a.x_stride, t.rows, least(kTerms, s.end - at),
+                  copied + block * s.block_stride);
     }
-    if (t.rows == 2) {
-      stream_panels<2, 2, W>(args, t.panels);
-      continue;
+    const bool last = s.end == k, whole = last && s.begin == 0;
+    for (int64_t p = 0; p < t.panels; p += group) {
+      const int64_t width = least(group, t.panels - p);
+      // Sums that wait for more of x have a place for every panel.
+      const Place held = {sums + (whole ? 0 : p * part), kPanel, part};
+      const int64_t n = (t.panel + p) * kPanel;
+      const bool direct = plain && last && n + width * kPanel <= a.n;
+      const Place out =
+          direct ? Place{static_cast<float*>(a.y) + t.row * a.y_stride + n, a.y_stride, kPanel}
+                 : held;
+      walk_down<W>(a, t, s, p, width, held, out, wide);
+      if (last && !direct) finish<X>(a, t, p, width, sums + (whole ? 0 : p * part));
     }
-    for (int64_t p = 0; p < t.panels;) {
-      const bool full = t.panels - p >= kTilePanels;
-      const int64_t width = full ? kTilePanels : 1;
-      const W* w = args.w + p * args.panel_stride;
-      TileArgs<W> here = args;
-      here.w = w;
-      here.sums = sums + p * kPanel;
-      // Next comes the following panel, and after the last one the first panel's next block.
-      here.ahead = reinterpret_cast<const char*>(p + width < t.panels ? w + width * k * kPanel
-                                                                      : args.w + terms * kPanel);
-      if (full)
-        panels_times_rows<kTilePanels, W>(here, t.rows, wide);
-      else
-        panels_times_rows<1, W>(here, t.rows, wide);
-      p += width;
-    }
-  }
-  finish<X>(a, t, sums);
+  } while (s.end < k);
 }
 
 void dispatch(const Linear& a, const LinearTask& t) {

@@ -43,6 +43,7 @@ constexpr int64_t kTerms = 256;            // products per block of k
 constexpr int64_t kXStride = kTerms + 16;  // floats between the rows of a copied block of x
 constexpr int64_t kMaxRows = 96;           // rows of one task: their block of x stays in L2
 constexpr int64_t kMaxPanels = 64;         // panels of one task
+constexpr int64_t kMaxGroup = 4;           // panels that walk down k together
 
 inline int64_t panels(const Linear& a) {
   return (a.n + kPanel - 1) / kPanel * (takes_two(a.epilogue) ? 2 : 1);
@@ -52,6 +53,7 @@ inline int64_t panels(const Linear& a) {
 // One task: these rows times these panels, with `scratch` to itself.
 struct LinearTask {
   int64_t row, rows, panel, panels;
+  int64_t x_blocks;  // of k, copied at a time
   float* scratch;
 };
 

@@ -70,6 +70,12 @@ EFFINFER_INLINE void load_panel(const bf16* w, Vec* out) {
 #endif
 }
 
+// Where sums lie: rows and panels so many floats apart.
+struct Place {
+  float* at;
+  int64_t row, panel;
+};
+
 // What a tile reads and writes besides its size.
 template <class W>
 struct TileArgs {
@@ -77,14 +83,13 @@ struct TileArgs {
   const W* w;            // the first panel's first row for these terms
   int64_t panel_stride;  // elements between panels
   const float* x;        // rows kXStride apart
-  float* sums;           // [R, P * 16], rows sums_stride apart
-  int64_t sums_stride;
-  bool first;         // the first block of k stores its sums, the others add
-  const char* ahead;  // weights to prefetch, per panel: so many lines every four terms
-  int ahead_lines;    // 0, 1, 2 or 4
+  Place before, after;   // after = before + the sums; from zero where before is null
+  const char* ahead;     // weights to prefetch, per panel
 };
 
-template <int R, int P, class W>
+// kLines: prefetched every four terms, 0, 1, 2 or 4. No branch on it inside the loop: that alone
+// costs 2 %.
+template <int R, int P, int kLines, class W>
 __attribute__((noinline)) void tile(const TileArgs<W>& args) {
   constexpr int kVecs = P * kPanelVecs;
   const int64_t panel_stride = args.panel_stride;
@@ -92,13 +97,15 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
   const W* w = args.w;
   const float* x = args.x;
   const char* ahead = args.ahead;
-  const int ahead_lines = args.ahead_lines;
+  const Place before = args.before, after = args.after;
 
   Vec sum[R][kVecs];
   EFFINFER_UNROLL
   for (int r = 0; r < R; ++r) {
     EFFINFER_UNROLL
     for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec{};
+    EFFINFER_UNROLL
+    for (int p = 0; p < P; ++p) __builtin_prefetch(after.at + r * after.row + p * after.panel, 1);
   }
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
     Vec b[kVecs];
@@ -111,22 +118,20 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
       for (int v = 0; v < kVecs; ++v) accumulate(sum[r][v], a, b[v]);
     }
   };
-  // Spread out, and never a line twice: each prefetch holds one of the few miss buffers.
+  // Spread out, and never a line twice: each prefetch holds one of the few miss buffers. Into L2:
+  // L1 is full with this block.
   const auto prefetch_next = [&]() __attribute__((always_inline)) {
     EFFINFER_UNROLL
-    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * ahead_stride);
+    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + p * ahead_stride, 0, 2);
     ahead += kLine;
   };
   int64_t left = args.terms;
   for (; left >= 4; left -= 4) {
-    if (ahead_lines > 0) prefetch_next();
-    step(0);
-    if (ahead_lines > 2) prefetch_next();
-    step(1);
-    if (ahead_lines > 1) prefetch_next();
-    step(2);
-    if (ahead_lines > 2) prefetch_next();
-    step(3);
+    EFFINFER_UNROLL
+    for (int64_t k = 0; k < 4; ++k) {
+      if (k * kLines % 4 < kLines) prefetch_next();
+      step(k);
+    }
     w += 4 * kPanel;
     x += 4;
   }
@@ -136,33 +141,34 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
     x += 1;
   }
 
-  float* out = args.sums;
-  const int64_t stride = args.sums_stride;
-  if (args.first) {
+  if (before.at != nullptr) {
     EFFINFER_UNROLL
     for (int r = 0; r < R; ++r) {
       EFFINFER_UNROLL
-      for (int v = 0; v < kVecs; ++v) store(out + r * stride + v * kLanes, sum[r][v]);
+      for (int v = 0; v < kVecs; ++v)
+        sum[r][v] += load(before.at + r * before.row + v / kPanelVecs * before.panel +
+                          v % kPanelVecs * kLanes);
     }
-  } else {
+  }
+  EFFINFER_UNROLL
+  for (int r = 0; r < R; ++r) {
     EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r) {
-      EFFINFER_UNROLL
-      for (int v = 0; v < kVecs; ++v) {
-        float* p = out + r * stride + v * kLanes;
-        store(p, load(p) + sum[r][v]);
-      }
-    }
+    for (int v = 0; v < kVecs; ++v)
+      store(after.at + r * after.row + v / kPanelVecs * after.panel + v % kPanelVecs * kLanes,
+            sum[r][v]);
   }
 }
 
-// The tile of a run-time number of rows, 1 <= rows <= R.
+// The tile of a run-time number of rows, 1 <= rows <= R, and lines.
 template <int R, int P, class W>
-EFFINFER_INLINE void tile_of(int64_t rows, const TileArgs<W>& args) {
+EFFINFER_INLINE void tile_of(int64_t rows, int lines, const TileArgs<W>& args) {
   if constexpr (R > 1) {
-    if (rows < R) return tile_of<R - 1, P, W>(rows, args);
+    if (rows < R) return tile_of<R - 1, P, W>(rows, lines, args);
   }
-  tile<R, P, W>(args);
+  if (lines == 0) return tile<R, P, 0, W>(args);
+  if (lines == 1) return tile<R, P, 1, W>(args);
+  if (lines == 2) return tile<R, P, 2, W>(args);
+  tile<R, P, 4, W>(args);
 }
 
 }  // namespace

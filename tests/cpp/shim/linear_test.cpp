@@ -36,7 +36,7 @@ TEST(ShimLinear, MatchesScalar) {
       };
       expect_same(
           {Floats(rows * kN)},
-          [&](auto& out) { linear_scalar(with_output(out), {0, rows, 0, panels, nullptr}); },
+          [&](auto& out) { linear_scalar(with_output(out), {0, rows, 0, panels, 1, nullptr}); },
           [&](auto& out) { return linear_cuda(with_output(out), nullptr); });
     }
 }
