@@ -20,10 +20,12 @@ constexpr Kernel<SsdFn> kKernels[] = {
 };
 
 constexpr int64_t kTasksPerThread = 3;
-constexpr int64_t kStateBudget = 72 * 1024;  // floats of packed states per task: within L2
+// Floats of packed states per task. Each is read and written once a chunk, in order, which L3 keeps
+// up with: what more heads save by sharing B, C and C B^T is worth more than staying within L2.
+constexpr int64_t kStateBudget = 256 * 1024;
 
-// How many heads one task scans together, sharing C B^T: all that L2 holds, but fewer where that
-// would leave threads idle. The heads of a task don't influence each other's bits.
+// How many heads one task scans together: all within the budget, but fewer where that would leave
+// threads idle. The heads of a task don't influence each other's bits.
 int64_t heads_per_task(const Ssd& a) {
   const int64_t per_group = a.heads / a.groups;
   const SsdScratch one(a, 1);

@@ -19,7 +19,7 @@
 // Every sum runs in one fixed order, so neither the batch nor the threads change a bit.
 //
 // Cost per token and head: 4 P N flops + P * kSsdChunk; bytes: x, y, z once, B and C once per block
-// of heads; states of a block stay in L2.
+// of heads; states of a block stay in cache.
 #pragma once
 #include "base/cpu.h"
 #include "base/dtype.h"
