@@ -17,8 +17,9 @@ struct f16 {
 constexpr int64_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
 
 // Calls f(T{}) with the C++ type of `t`: the one place where run-time dtypes become template types.
+// (constexpr, so that a GPU kernel may call it too.)
 template <class F>
-inline void with_type(DType t, F&& f) {
+constexpr void with_type(DType t, F&& f) {
   switch (t) {
     case DType::f32:
       return f(float{});

@@ -144,6 +144,11 @@ __device__ inline float rounded(float x, DType type) {
   return load_any(&kept, type, 0);
 }
 
+// Four floats that move as one 16-byte access.
+struct alignas(16) Four {
+  float v[4];
+};
+
 // Sums over kLanes neighbouring threads, a warp or a block, in one fixed order; every thread gets
 // the result.
 template <int kLanes>
@@ -163,6 +168,17 @@ __device__ inline float block_sum(float x, float* scratch) {
   float total = 0.f;
   for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) total += scratch[w];
   return total;
+}
+
+// exp2 in the special function unit alone, within 2 ulp; results below 2^-126 are zero.
+__device__ inline float exp2_fast(float x) {
+#if defined(EFFINFER_CUDA_SHIM)
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
 }
 
 // expf and log1pf are within 2 ulp on both sides (nvcc is never run with --use_fast_math).

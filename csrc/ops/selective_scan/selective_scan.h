@@ -54,7 +54,9 @@ struct SelectiveScan {
   float* snapshots;   // [sequences, num_snapshots, dim, state]
   int64_t batch, dim, length, state, sequences, num_snapshots;
   bool softplus, reverse;
-  void* scratch;  // selective_scan_scratch(args) bytes; not used on CUDA
+  // selective_scan_scratch(args) bytes; on CUDA selective_scan_cuda_scratch(args) floats, or null:
+  // then a long sequence of few channels keeps few multiprocessors busy.
+  void* scratch;
 };
 
 // A piece of work: at most kScanUnit channels, all of one group, of one sequence.
@@ -76,6 +78,7 @@ void selective_scan_avx2(const SelectiveScan&, const ScanUnit&, float*);
 void selective_scan_avx512(const SelectiveScan&, const ScanUnit&, float*);
 void selective_scan_neon(const SelectiveScan&, const ScanUnit&, float*);
 
+int64_t selective_scan_cuda_scratch(const SelectiveScan& args);  // floats
 int selective_scan_cuda(const SelectiveScan&, void* stream);  // a cudaError_t
 
 }  // namespace effinfer
