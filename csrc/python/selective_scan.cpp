@@ -56,7 +56,10 @@ void run(py::handle u_, py::handle delta, py::handle A, py::handle B, py::handle
       args.B.groups != 1 && args.C.groups != 1)
     reject(kOp, "C", "have 1 or " + std::to_string(args.B.groups) + " groups, as B",
            std::to_string(args.C.groups));
-#if !defined(EFFINFER_CUDA_MODULE)
+#if defined(EFFINFER_CUDA_MODULE)
+  const DeviceScratch scratch(u_, selective_scan_cuda_scratch(args));
+  args.scratch = scratch.data();
+#else
   args.scratch = workspace(static_cast<size_t>(selective_scan_scratch(args)));
 #endif
   RUN(selective_scan, args, u);

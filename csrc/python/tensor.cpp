@@ -213,6 +213,13 @@ void* workspace(size_t bytes) {
   return buffer.data;
 }
 
+DeviceScratch::DeviceScratch(py::handle like, int64_t floats) {
+  if (floats == 0) return;
+  const py::object dtype = py::module_::import("torch").attr("float32");
+  tensor_ = like.attr("new_empty")(py::make_tuple(floats), py::arg("dtype") = dtype);
+  data_ = static_cast<float*>(want("scratch", "scratch", tensor_, kF32).data);
+}
+
 void* current_stream(int device_id) {
   void* stream = nullptr;
   if (kDevice == dlpack::kCuda) exchange_table()->current_stream(dlpack::kCuda, device_id, &stream);

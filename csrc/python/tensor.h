@@ -87,6 +87,18 @@ std::string shape_text(const Tensor& tensor);
 // Grow-only scratch of the calling thread, 64-byte aligned; valid until its next call.
 void* workspace(size_t bytes);
 
+// Scratch for a GPU module, from torch's allocator on `like`'s device: it is not used again before
+// what was queued on the caller's stream by then has run. Null for no floats.
+class DeviceScratch {
+ public:
+  DeviceScratch(py::handle like, int64_t floats);
+  float* data() const { return data_; }
+
+ private:
+  py::object tensor_;
+  float* data_ = nullptr;
+};
+
 // The caller's stream on `device_id`; null on the CPU.
 void* current_stream(int device_id);
 

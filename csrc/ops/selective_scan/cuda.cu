@@ -7,37 +7,23 @@
 //   fold(decay of the segment, state before, state it adds),
 // so that cutting the work up changes no bit.
 //
-// Per (token, channel, n): one exp2, 7 float operations, 10/8 shuffles, and a quarter of an 8-byte
-// read of shared B and C. Bytes: u, delta, z, y once, B and C once per 16 channels; with segments
+// Per (token, channel, n): one exp2, 7 float operations, 10/8 shuffles, and 4 bytes of B and C
+// from shared memory. Bytes: u, delta, z, y once, B and C once per 16 channels; with segments
 // apart u, delta and B twice. The special function units' floor, 16 exp2 a cycle and
 // multiprocessor, is above that of the bytes for half-width signals at N = 16, and about at it for
 // float32.
 #include "base/gpu.h"
 #include "ops/scan/gpu_tokens.h"
+#include "ops/selective_scan/cuda_tile.h"
 #include "ops/selective_scan/selective_scan.h"
 
 namespace effinfer {
 namespace {
 
-using gpu::Four;
-
-constexpr int kThreads = 128;
-constexpr int kItems = 8;                   // tokens of a thread
-constexpr int kLanes = 16;                  // threads side by side along time
-constexpr int kChunk = kItems * kLanes;     // tokens
-constexpr int64_t kSegment = 16 * kChunk;   // tokens
-constexpr int kPair = 2;                    // channels of a thread
-constexpr int kGroups = kThreads / kLanes;  // threads side by side along channels
-constexpr int kChannels = kPair * kGroups;  // of a block
-constexpr int kRow = kChunk + 4;            // a multiple of 4 that spreads rows over banks
-constexpr int kTileStates = 16;             // states whose B and C are in shared memory
-constexpr int64_t kMaxStates = 320;         // 99 KB of shared memory
-constexpr int kFill = kChannels * kChunk / kThreads;  // elements a thread loads of a tile
-constexpr int kInFlight = 8;                          // of these at a time
-constexpr int64_t kEnoughBlocks = 256;                // not worth a second pass from here on
+constexpr int64_t kSegment = 16 * kChunk;  // tokens
+constexpr int64_t kMaxStates = 320;        // 99 KB of shared memory
+constexpr int64_t kEnoughBlocks = 256;     // not worth a second pass from here on
 constexpr float kLog2e = 1.44269504f;
-
-static_assert(kThreads == kChunk && kTileStates == kChannels);
 
 struct Cut {  // a block's channels share one group of B and C
   int64_t group_channels, blocks_per_group, blocks_per_sequence;
@@ -60,68 +46,6 @@ struct States {
   float* start;  // at the start of the segment
   float* added;  // by the segment's tokens so far
 };
-
-__device__ int slot(int token) {
-  return token / 4 % 2 * (kChunk / 2) + token / kItems * 4 + token % 4;
-}
-
-__device__ void read(const float* row, int lane, float (&to)[kItems]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const Four four = *reinterpret_cast<const Four*>(row + half * (kChunk / 2) + lane * 4);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[half * 4 + i] = four.v[i];
-  }
-}
-
-// Where element i of a thread lies in a tile: neighbouring threads take neighbouring memory,
-// whichever way it runs.
-struct Place {
-  int row, token;
-  __device__ Place(bool across, int i)
-      : row(across ? static_cast<int>(threadIdx.x) % kChannels : i),
-        token(across ? static_cast<int>(threadIdx.x) / kChannels + i * (kThreads / kChannels)
-                     : static_cast<int>(threadIdx.x)) {}
-};
-
-// tile[row][slot(token)] = prepare(element, row), 0 past the last row and token. The loads go first
-// and are in flight together.
-template <class F>
-__device__ void fill(float (*tile)[kRow], const void* data, DType type, int64_t row_stride,
-                     int64_t time_stride, int rows, const int* position, F&& prepare) {
-  const bool across = row_stride == 1;
-  with_type(type, [&](auto t) {
-    const auto* from = static_cast<const decltype(t)*>(data);
-#pragma unroll 1
-    for (int first = 0; first < kFill; first += kInFlight) {
-      float got[kInFlight];
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const Place at(across, first + i);
-        const int p = position[at.token];
-        const bool in = p >= 0 && at.row < rows;
-        got[i] = in ? gpu::load(from + at.row * row_stride + p * time_stride) : 0.f;
-      }
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const Place at(across, first + i);
-        const bool in = position[at.token] >= 0 && at.row < rows;
-        tile[at.row][slot(at.token)] = in ? prepare(got[i], at.row) : 0.f;
-      }
-    }
-  });
-}
-
-__device__ const void* offset(const void* data, DType type, int64_t elements) {
-  return static_cast<const char*>(data) + elements * size_of(type);
-}
-
-template <class F>
-__device__ void fill(float (*tile)[kRow], const ScanSignal& x, int64_t batch, int64_t first,
-                     int channels, const int* position, F&& prepare) {
-  fill(tile, offset(x.data, x.type, batch * x.batch + first * x.channel), x.type, x.channel, x.time,
-       channels, position, prepare);
-}
 
 // Where a segment's summary lies: per channel its states from zero, and the sum of its steps.
 __device__ float* summary_of(const SelectiveScan& a, const Cut& cut, const Walk& walk,

@@ -142,6 +142,55 @@ TEST_P(ShimScans, HiddenAttentionMatchesScalar) {
       [&](auto& out) { return hidden_attention_cuda(args(out), nullptr); });
 }
 
+// Segments walked by blocks of their own give the bits of one block that walks them all; also of
+// packed sequences, backwards, and with snapshots on both sides of a segment's start.
+TEST(ShimSelectiveScan, SegmentsOnTheirOwnChangeNoBits) {
+  constexpr int64_t kDim = 3, kStates = 2, kLength = 9000, kSequences = 3, kSnapshots = 4;
+  const std::vector<int32_t> starts = {0, 4099, 4104, kLength};
+  const Floats u = random_floats(kDim * kLength, 1), delta = random_floats(kDim * kLength, 2),
+               A = decays(kDim * kStates, 3), B = random_floats(kLength * kStates, 4),
+               C = random_floats(kDim * kStates, 5);
+  SelectiveScan a = {};
+  const auto signal = [&](const Floats& v) {
+    return ScanSignal{const_cast<float*>(v.data()), kDim * kLength, kLength, 1, DType::f32};
+  };
+  a.u = signal(u);
+  a.delta = signal(delta);
+  a.A = A.data();
+  a.B = {B.data(), kLength * kStates, 0, 1, kStates, 1, DType::f32, false};
+  a.C = {C.data(), 0, kStates, 1, 0, kDim, DType::f32, true};
+  a.cu_seqlens = starts.data();
+  a.batch = 1;
+  a.sequences = kSequences;
+  a.dim = kDim;
+  a.length = kLength;
+  a.state = kStates;
+  a.num_snapshots = kSnapshots;
+  a.softplus = true;
+  Floats scratch(selective_scan_cuda_scratch(a));
+  ASSERT_FALSE(scratch.empty());
+  for (const bool reverse : {false, true}) {
+    a.reverse = reverse;
+    std::vector<Floats> got[2];
+    for (const bool apart : {false, true}) {
+      auto& out = got[apart];
+      out = {Floats(kDim * kLength), Floats(kSequences * kDim * kStates),
+             Floats(kSequences * kSnapshots * kDim * kStates)};
+      a.y = signal(out[0]);
+      a.last_state = out[1].data();
+      a.snapshots = out[2].data();
+      a.scratch = apart ? scratch.data() : nullptr;
+      std::fill(scratch.begin(), scratch.end(), NAN);
+      ASSERT_EQ(selective_scan_cuda(a, nullptr), 0) << gpu::shim::last_error();
+    }
+    EXPECT_EQ(got[0], got[1]);
+    for (int64_t s = 0; s < kSequences; ++s)
+      selective_scan_scalar(a, {s, 0, starts[s], starts[s + 1], 0, kDim}, nullptr);
+    for (size_t i = 0; i < 3; ++i)
+      EXPECT_LE(testing::relative_error(got[0][i], {got[1][i].begin(), got[1][i].end()}), 1e-6);
+  }
+}
+
 TEST_P(ShimScans, SelectiveStateUpdateMatchesScalar) {
   constexpr int64_t kBatch = 3, kDim = 19, kSlots = 4;
   const std::vector<int32_t> slots = {2, -1, 0};
