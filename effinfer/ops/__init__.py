@@ -8,6 +8,7 @@ from effinfer.ops.layer_norm import layer_norm
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.rms_norm import rms_norm
 from effinfer.ops.selective_scan import selective_scan
+from effinfer.ops.selective_scan_lmu import lmu_matrices, selective_scan_lmu
 from effinfer.ops.selective_scan_lti import discretize, selective_scan_lti
 from effinfer.ops.selective_scan_s5 import selective_scan_s5
 from effinfer.ops.selective_state_update import selective_state_update
@@ -29,9 +30,11 @@ __all__ = [
     "hidden_attention",
     "layer_norm",
     "linear",
+    "lmu_matrices",
     "pack_linear",
     "rms_norm",
     "selective_scan",
+    "selective_scan_lmu",
     "selective_scan_lti",
     "selective_scan_s5",
     "selective_state_update",

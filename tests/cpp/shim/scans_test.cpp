@@ -1,5 +1,6 @@
 #include "ops/hidden_attention/hidden_attention.h"
 #include "ops/selective_scan/selective_scan.h"
+#include "ops/selective_scan_lmu/selective_scan_lmu.h"
 #include "ops/selective_scan_lti/selective_scan_lti.h"
 #include "ops/selective_state_update/selective_state_update.h"
 #include "ops/ssd/ssd.h"
@@ -111,6 +112,38 @@ TEST_P(ShimScans, SelectiveScanLtiMatchesScalar) {
         },
         [&](auto& out) { return selective_scan_lti_cuda(args(out), nullptr); });
   }
+}
+
+TEST_P(ShimScans, SelectiveScanLmuMatchesScalar) {
+  constexpr int64_t kBatch = 2, kDim = 3, kLength = 9, kSnapshots = 2;
+  SelectiveScanLmu shape = {};
+  shape.batch = kBatch;
+  shape.dim = kDim;
+  shape.length = kLength;
+  shape.state = states;
+  shape.chunk = 1;
+  shape.num_snapshots = kSnapshots;
+  const int64_t all = kBatch * kDim * states;
+  const Floats u = random_floats(kBatch * kDim * kLength, 1), initial = random_floats(all, 2);
+  Floats transition = random_floats(shape.panels() * shape.inner() * kLmuPanel, 3);
+  for (float& x : transition) x /= static_cast<float>(states);
+  const auto args = [&](auto& out) {
+    SelectiveScanLmu a = shape;
+    a.u = {const_cast<float*>(u.data()), kDim * kLength, 1, kDim, DType::f32};
+    a.transition = transition.data();
+    a.initial_state = initial.data();
+    a.memories = out[0].data();
+    a.last_state = out[1].data();
+    a.snapshots = out[2].data();
+    return a;
+  };
+  expect_same(
+      {Floats(all * kLength), Floats(all), Floats(all * kSnapshots)},
+      [&](auto& out) {
+        Floats scratch(2 * shape.inner());
+        selective_scan_lmu_scalar(args(out), 0, kBatch * kDim, scratch.data());
+      },
+      [&](auto& out) { return selective_scan_lmu_cuda(args(out), nullptr); });
 }
 
 TEST_P(ShimScans, HiddenAttentionMatchesScalar) {
