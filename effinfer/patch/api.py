@@ -16,6 +16,7 @@ from effinfer.errors import (
     UnsupportedModelError,
     UnsupportedOpError,
 )
+from effinfer.patch.linear import lay_end_to_end
 from effinfer.patch.plan import Choice, Filter, check_model, make_plan, model_bytes
 from effinfer.patch.report import PatchReport
 from effinfer.patch.swap import Patched, restore, swap
@@ -95,6 +96,7 @@ def patch(
     try:
         for module, rule in plan.swaps:
             swap(module, rule.replacement)
+        lay_end_to_end(model)
         if probe is not None:
             report.verified = probe.compare(model)
     except BaseException:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
 
-from effinfer import ops
+from effinfer import _native, ops
 from effinfer.nn.stamp import Stamp, stamp
 from effinfer.patch.swap import Patched
 
+_HUGE_PAGE = 2 << 20
+_CACHE_LINE = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -63,6 +66,28 @@ class LinearWithPacked(Patched):
         """``input @ weight.T + bias``."""
         packed = self._effinfer_packed if torch.compiler.is_compiling() else self.packed()
         return ops.linear(input, packed, self.out_features, self.bias)
+
+
+def lay_end_to_end(model: nn.Module) -> None:
+    """Move the packed weights of ``model`` into one block of huge pages.
+
+    A weight by itself begins and ends within a huge page, and is read there through small ones:
+    together that costs 2 to 3 % of a token that Mamba-130M decodes.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LinearWithPacked)]
+    layers = [m for m in layers if m._effinfer_packed.is_cpu]
+    sizes = [m._effinfer_packed.nbytes for m in layers]
+    ends = list(accumulate(-(-size // _CACHE_LINE) * _CACHE_LINE for size in sizes))
+    if not ends or ends[-1] < _HUGE_PAGE:
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        block = torch.empty(ends[-1] + _HUGE_PAGE, dtype=torch.uint8)
+        block = block[-block.data_ptr() % _HUGE_PAGE :][: ends[-1]]
+        _native.native(block).advise_huge_pages(block.view(torch.float32))
+        for layer, start, size in zip(layers, [0, *ends], sizes, strict=False):
+            packed = layer._effinfer_packed
+            place = block[start : start + size].view(packed.dtype).view(packed.shape)
+            layer._effinfer_packed = place.copy_(packed)
 
 
 def linear_reasons(module: nn.Module) -> list[str]:

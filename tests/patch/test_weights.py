@@ -96,6 +96,28 @@ def test_packed_weights_stay_out_of_the_state_dict() -> None:
     assert not any("_effinfer" in name for name, _ in model.named_buffers())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_lie_end_to_end(dtype: torch.dtype) -> None:
+    model = tiny_model("mamba", dtype, hidden_size=256)
+    keys = list(model.state_dict())
+    stock = _logits(model)
+    effinfer.patch(model)
+    want = _logits(model)
+    layers = [m for m in model.modules() if hasattr(m, "_effinfer_packed")]
+    packed = [m._effinfer_packed for m in layers]
+    assert len({p.untyped_storage().data_ptr() for p in packed}) == 1
+    assert packed[0].data_ptr() % 2**21 == 0
+    assert all(p.data_ptr() % 64 == 0 for p in packed)
+    assert list(model.state_dict()) == keys
+    twin = copy.deepcopy(model)
+    for layer in layers:
+        layer.on_patch()  # a packed copy by itself
+    assert torch.equal(_logits(model), want)
+    assert torch.equal(_logits(twin), want)
+    effinfer.unpatch(model)
+    assert torch.equal(_logits(model), stock)
+
+
 def test_weights_made_in_inference_mode() -> None:
     with torch.inference_mode():
         model = tiny_model("mamba")
