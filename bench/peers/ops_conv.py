@@ -1,8 +1,10 @@
 """causal_conv1d with silu, widths 2..8: effinfer, transformers' torch path, ggml, and memcpy.
 
 `memcpy` is torch's copy_ of the same bytes in the same memory order, so its ratio is the fraction
-of the copy bandwidth that the convolution reaches. `cache` cases reuse one pair of buffers, as a
-layer's convolution finds its input just written; `dram` cases walk over more than 192 MB.
+of the copy bandwidth that the convolution reaches. It copies into memory that exists, where the
+convolution allocates its result; `clone` allocates too, and so shows what new pages cost where the
+allocator has given the last result's back. `cache` cases reuse one pair of buffers, as a layer's
+convolution finds its input just written; `dram` cases walk over more than 192 MB.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def compare(
         factories,
         args,
         reference=stock.output,
-        extra={"memcpy": lambda: copy_side(xs)},
+        extra={"memcpy": lambda: copy_side(xs), "clone": lambda: walking(torch.clone, xs)},
     )
 
 
