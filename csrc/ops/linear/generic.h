@@ -2,6 +2,7 @@
 // block against all rows; x lies ready in L2, the sums of those panels in L1.
 #pragma once
 #include "ops/linear/epilogue.h"
+#include "ops/linear/strips.h"
 #include "ops/linear/tile.h"
 
 namespace effinfer {
@@ -92,6 +93,9 @@ void stream_panels(TileArgs<W> args, int64_t panels) {
 template <class W>
 void multiply(TileArgs<W> args, int64_t panels, int64_t rows, float* wide) {
   if (rows == 1) return stream_panels<1, kMaxGroup, W>(args, panels);
+  if constexpr (sizeof(W) == sizeof(float)) {
+    if (rows <= kTileRows) return strip_panels(args, panels, rows, wide);
+  }
   if (rows == 2) return stream_panels<2, 2, W>(args, panels);
   for (int64_t p = 0; p < panels;) {
     const bool full = panels - p >= kTilePanels;
@@ -147,7 +151,8 @@ void walk_down(const Linear& a, const LinearTask& t, const Stretch& s, int64_t p
 template <class X, class W>
 void run(const Linear& a, const LinearTask& t) {
   const int64_t k = a.k, part = t.rows * kPanel;
-  const int64_t group = t.rows <= 2 ? kMaxGroup : takes_two(a.epilogue) ? 2 : kTilePanels;
+  const bool narrow = t.rows <= (sizeof(W) == sizeof(float) ? kTileRows : 2);
+  const int64_t group = narrow ? kMaxGroup : takes_two(a.epilogue) ? 2 : kTilePanels;
   const bool plain = sizeof(X) == sizeof(float) && a.epilogue == Epilogue::none &&
                      a.bias == nullptr && a.residual == nullptr;
   const bool in_place = sizeof(X) == sizeof(float) && t.rows == 1;
