@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 import torch
+from torch import is_grad_enabled
+from torch.compiler import is_compiling  # bare names: an attribute less in every call
 
 from effinfer import _native
 
@@ -14,6 +16,7 @@ R = TypeVar("R")
 
 _library: Any = cast(Any, torch.library).Library("effinfer", "FRAGMENT")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_FLOAT32 = torch.float32
 
 
 class Op:
@@ -47,7 +50,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """Run eagerly without the dispatcher where that is the same thing, else through it."""
-        if torch.compiler.is_compiling() or type(args[0]) not in _PLAIN:
+        if is_compiling() or type(args[0]) not in _PLAIN:
             return self._torch_op(*args)
         return self._reference(*args) if _native.wants_reference() else self._run(*args)
 
@@ -76,7 +79,7 @@ def public(op: Op) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
 
 def inference_only(op: str, *inputs: torch.Tensor | None) -> None:
     """Refuse inputs that want a gradient: the kernels have no backward pass."""
-    if not torch.is_grad_enabled():
+    if not is_grad_enabled():
         return
     for tensor in inputs:
         if tensor is not None and tensor.requires_grad and type(tensor) is not torch.nn.Parameter:
@@ -102,7 +105,7 @@ def dense_float32(x: torch.Tensor | None) -> torch.Tensor | None: ...
 
 def dense_float32(x: torch.Tensor | None) -> torch.Tensor | None:
     """``x`` as contiguous float32, itself where it already is: for parameters and states."""
-    if x is None or (x.dtype is torch.float32 and x.is_contiguous()):
+    if x is None or (x.dtype is _FLOAT32 and x.is_contiguous()):
         return x
     return x.float().contiguous()
 

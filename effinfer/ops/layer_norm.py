@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, overload
+from typing import overload
 
 import torch
 
@@ -152,5 +152,7 @@ def layer_norm(
         RuntimeError: an input requires grad.
     """
     if residual is None:
-        return cast(torch.Tensor, _OP(x, weight, bias, eps))
-    return cast(Tensors, _OP_RESIDUAL(x, weight, bias, eps, residual, residual_in_fp32))
+        y: torch.Tensor = _OP(x, weight, bias, eps)
+        return y
+    pair: Tensors = _OP_RESIDUAL(x, weight, bias, eps, residual, residual_in_fp32)
+    return pair

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast, overload
+from typing import overload
 
 import torch
 
 from effinfer._native import native
 from effinfer.ops._norm import fake_with_residual, residual_rows, sum_type
 from effinfer.ops._register import Op, contiguous_rows, dense_float32, inference_only, public
+
+Tensors = tuple[torch.Tensor, torch.Tensor]
 
 
 def _reference(
@@ -45,7 +47,7 @@ def _reference_residual(
     unit_offset: bool,
     residual: torch.Tensor,
     in_fp32: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Tensors:
     wide = torch.promote_types(x.dtype, torch.float32)
     r = x.to(wide) + residual.to(wide)
     y = _reference(r, weight, eps, unit_offset)
@@ -59,7 +61,7 @@ def _fake_residual(
     unit_offset: bool,
     residual: torch.Tensor,
     in_fp32: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Tensors:
     return fake_with_residual(x, residual, in_fp32)
 
 
@@ -70,7 +72,7 @@ def _run_residual(
     unit_offset: bool,
     residual: torch.Tensor,
     in_fp32: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Tensors:
     inference_only("rms_norm", x, residual)
     y, r = fake_with_residual(x, residual, in_fp32)
     x, residual = contiguous_rows(x), residual_rows(x, residual)
@@ -112,7 +114,7 @@ def rms_norm(
     residual: torch.Tensor,
     residual_in_fp32: bool = ...,
     unit_offset: bool = ...,
-) -> tuple[torch.Tensor, torch.Tensor]: ...
+) -> Tensors: ...
 
 
 @public(_OP)
@@ -124,7 +126,7 @@ def rms_norm(
     residual: torch.Tensor | None = None,
     residual_in_fp32: bool = False,
     unit_offset: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | Tensors:
     """Normalise the last dimension by its root mean square, optionally adding a residual first.
 
     ``r = x + residual``, ``y = r * rsqrt(mean(r^2) + eps) * weight``.
@@ -148,8 +150,7 @@ def rms_norm(
         RuntimeError: an input requires grad.
     """
     if residual is None:
-        return cast(torch.Tensor, _OP(x, weight, eps, unit_offset))
-    return cast(
-        tuple[torch.Tensor, torch.Tensor],
-        _OP_RESIDUAL(x, weight, eps, unit_offset, residual, residual_in_fp32),
-    )
+        y: torch.Tensor = _OP(x, weight, eps, unit_offset)
+        return y
+    pair: Tensors = _OP_RESIDUAL(x, weight, eps, unit_offset, residual, residual_in_fp32)
+    return pair
