@@ -301,12 +301,11 @@ EFFINFER_INLINE Vec scale_exponent(Vec p, Vec n) {
 constexpr float kExp2Bound = 126.f;
 EFFINFER_INLINE Vec exp2_bounded(Vec x) {
   const Vec n = round(x), r = x - n;
-  Vec q = splat(0.00015403507859446108f);
-  q = fma(q, r, splat(0.0013390736421570182f));
-  q = fma(q, r, splat(0.009618237614631653f));
-  q = fma(q, r, splat(0.05550357326865196f));
-  q = fma(q, r, splat(0.24022649228572845f));
-  q = fma(q, r, splat(0.6931471824645996f));
+  Vec q = splat(0.0013225285802036524f);
+  q = fma(q, r, splat(0.0096717718988657f));
+  q = fma(q, r, splat(0.05550890043377876f));
+  q = fma(q, r, splat(0.24022234976291656f));
+  q = fma(q, r, splat(0.693146824836731f));
   return scale_exponent(fma(q, r, splat(1.f)), n);
 }
 

@@ -31,11 +31,13 @@ void unpack(float* to, const float* h, int64_t channels, int64_t state) {
       store_strided(to + c * state + n, state, load(h), least(kLanes, channels - c));
 }
 
-// Each lane's largest |A|, over n.
-Vec steepest(const float* A, int64_t state) {
-  Vec largest{};
-  for (int64_t n = 0; n < state; ++n) largest = max(largest, abs(load(A + n * kLanes)));
-  return largest;
+// to[channel] = the largest |A|, over n.
+void find_steepest(float* to, const float* A, int64_t channels, int64_t state) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    Vec largest{};
+    for (int64_t n = 0; n < state; ++n, A += kLanes) largest = max(largest, abs(load(A)));
+    store(to + c, largest);
+  }
 }
 
 // What a block's loop is compiled for. Bounded: no |d A log2(e)| of the tile is above kExp2Bound.
@@ -48,7 +50,7 @@ struct Form {
 template <int kRows, Form kForm>
 void advance(const float* A, float* h_, const float* B, const float* C, const float* step,
              const float* input, float* y_, int64_t state, int64_t count) {
-  Vec a[kRows], h[kRows], b[kRows], c[kRows];
+  Vec a[kRows], h[kRows], b[kRows], c[kRows], decay[kRows];
   EFFINFER_UNROLL
   for (int i = 0; i < kRows; ++i) {
     a[i] = load(A + i * kLanes);
@@ -56,19 +58,31 @@ void advance(const float* A, float* h_, const float* B, const float* C, const fl
     if (kForm.constant_b) b[i] = load(B + i * kLanes);
     if (kForm.constant_c) c[i] = load(C + i * kLanes);
   }
-  for (int64_t t = 0; t < count; ++t) {
-    const Vec d = load(step + t * kLanes), x = load(input + t * kLanes);
+  const auto decays = [&](Vec d) {
+    EFFINFER_UNROLL
+    for (int i = 0; i < kRows; ++i)
+      decay[i] = kForm.bounded ? exp2_bounded(d * a[i]) : exp2(d * a[i]);
+  };
+  const auto update = [&](int64_t t) {
+    const Vec x = load(input + t * kLanes);
     Vec y = load(y_ + t * kLanes);
     EFFINFER_UNROLL
     for (int i = 0; i < kRows; ++i) {
       if (!kForm.constant_b) b[i] = splat(B[t * state + i]);
       if (!kForm.constant_c) c[i] = splat(C[t * state + i]);
-      const Vec decay = kForm.bounded ? exp2_bounded(d * a[i]) : exp2(d * a[i]);
-      h[i] = fma(decay, h[i], x * b[i]);
+      h[i] = fma(decay[i], h[i], x * b[i]);
       y = fma(c[i], h[i], y);
     }
     store(y_ + t * kLanes, y);
+  };
+  // The next step's decays wait for nothing here, and fill the waits of this step's sums.
+  decays(load(step));
+  for (int64_t t = 0; t + 1 < count; ++t) {
+    const Vec d = load(step + (t + 1) * kLanes);
+    update(t);
+    decays(d);
   }
+  update(count - 1);
   EFFINFER_UNROLL
   for (int i = 0; i < kRows; ++i) store(h_ + i * kLanes, h[i]);
 }
@@ -165,12 +179,14 @@ void scan_unit(const SelectiveScan& args, const ScanUnit& unit, float* scratch) 
   float* const D_row = rows_c + kScanTile * state + kLanes;
   float* const bias_row = D_row + kScanUnit;
   float* const largest = bias_row + kScanUnit;
-  float* const step = largest + kScanUnit;
+  float* const steepest = largest + kScanUnit;
+  float* const step = steepest + kScanUnit;
   const Tile tile = {step, step + kUnitTile, step + 2 * kUnitTile, largest};
   float* const buffer = step + 3 * kUnitTile;  // two signals whose channels are not adjacent
   const int64_t first = (unit.sequence * a.dim + unit.channel) * state;
 
   pack(A, a.A + unit.channel * state, state, 1, channels, state, kLog2e);
+  find_steepest(steepest, A, channels, state);
   if (a.initial_state != nullptr)
     pack(h, a.initial_state + first, state, 1, channels, state, 1.f);
   else
@@ -214,7 +230,7 @@ void scan_unit(const SelectiveScan& args, const ScanUnit& unit, float* scratch) 
     });
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t rows = c * state, at = c * kScanTile;
-      const Vec steepest_step = load(tile.largest + c) * steepest(A + rows, state);
+      const Vec steepest_step = load(tile.largest + c) * load(steepest + c);
       const auto run = all(steepest_step <= splat(kExp2Bound)) ? bounded : unbounded;
       run(A + rows, h + rows, constant_b ? fixed_b + rows : rows_b,
           constant_c ? fixed_c + rows : rows_c, tile.step + at, tile.input + at, tile.y + at, state,

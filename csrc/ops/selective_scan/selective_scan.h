@@ -15,11 +15,12 @@
 //
 // The sum over n runs upwards from D u_t, in float32; neither tiles, neighbours nor threads change
 // it. Largest error: 2 ulp in exp; see effinfer/ops/selective_scan.py for the bound on y.
-// Cost per (position, channel, n): one exp2, 3 fused multiply-adds and 2 multiplies, 16 operations
+// Cost per (position, channel, n): one exp2, 3 fused multiply-adds and 2 multiplies, 14 operations
 // of which 9 need an FMA port: 4.5 cycles per vector where there are two (Zen 3, D 1536, N 16,
 // L 512, 3.2 GHz: 2.2 ms, and 0.6 ms for softplus and gate). Bytes: u, delta, z, y once, B and C
-// once per 64 channels. That is a floor: the kernel takes about 6.2 cycles per vector, and
-// bench/results/ops_scan.json has its time.
+// once per unit. That is a floor: such a mix of independent instructions takes 4.8 cycles there,
+// this loop 5.8, and 6.3 with its tile's step, input and y in L2; softplus, the gate and their
+// traffic take 1.7 ms. bench/results/ops_scan.json has the whole.
 #pragma once
 #include "base/cpu.h"
 #include "base/dtype.h"
@@ -60,7 +61,7 @@ struct SelectiveScan {
 };
 
 // A piece of work: at most kScanUnit channels, all of one group, of one sequence.
-constexpr int64_t kScanUnit = 64;
+constexpr int64_t kScanUnit = 128;
 constexpr int64_t kScanTile = 32;  // positions converted and kept in L1 at a time
 struct ScanUnit {
   int64_t sequence, batch, begin, end;  // positions [begin, end) of that batch row
@@ -71,6 +72,7 @@ using SelectiveScanFn = void (*)(const SelectiveScan&, const ScanUnit&, float* s
 
 const Kernel<SelectiveScanFn>& selective_scan_kernel();
 int64_t selective_scan_scratch(const SelectiveScan& args);
+int64_t scan_unit_channels(int64_t channels);  // of a unit, where all sequences have so many
 void selective_scan(const SelectiveScan& args);
 
 void selective_scan_scalar(const SelectiveScan&, const ScanUnit&, float*);

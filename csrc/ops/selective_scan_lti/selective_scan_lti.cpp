@@ -32,10 +32,12 @@ int64_t selective_scan_lti_scratch(const SelectiveScanLti& a) {
 }
 
 void selective_scan_lti(const SelectiveScanLti& a) {
-  const int64_t per_sequence = (a.dim + kScanUnit - 1) / kScanUnit, floats = scratch_floats(a);
+  const int64_t unit_channels = scan_unit_channels(a.sequences * a.dim);
+  const int64_t per_sequence = (a.dim + unit_channels - 1) / unit_channels;
+  const int64_t floats = scratch_floats(a);
   const auto run = selective_scan_lti_kernel().run;
   parallel_for(a.sequences * per_sequence, [&](int64_t chunk, int64_t worker) {
-    const int64_t sequence = chunk / per_sequence, channel = chunk % per_sequence * kScanUnit;
+    const int64_t sequence = chunk / per_sequence, channel = chunk % per_sequence * unit_channels;
     const bool packed = a.cu_seqlens != nullptr;
     const ScanUnit unit = {
         .sequence = sequence,
@@ -43,7 +45,7 @@ void selective_scan_lti(const SelectiveScanLti& a) {
         .begin = packed ? a.cu_seqlens[sequence] : 0,
         .end = packed ? a.cu_seqlens[sequence + 1] : a.length,
         .channel = channel,
-        .channels = std::min(kScanUnit, a.dim - channel),
+        .channels = std::min(unit_channels, a.dim - channel),
     };
     run(a, unit, static_cast<float*>(a.scratch) + worker * floats);
   });
