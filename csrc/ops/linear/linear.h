@@ -11,11 +11,11 @@
 // row and the weights alone, and errors grow with sqrt(kTerms) rather than sqrt(k).
 //
 // Cost: 2 rows n k flops; bytes: the weights once (once per 96 rows above that), x and y. On a Zen
-// 3 core at 3.24 GHz (104 GFLOP/s; 24 GB/s, of which one sequential stream gets 17): float32
-// weights from DRAM at 1 to 4 rows take what reading them takes; 8 rows 1.3 to 1.4 times that,
-// being 0.7 of the FMA peak already; 512 rows reach 0.90 to 0.93 of the peak. The tile alone, all
-// in L1, reaches 0.97: what is lost to it is copying x (2 %) and starting and ending a tile every
-// kTerms (3 %).
+// 3 core at 3.24 GHz (104 GFLOP/s; 24 GB/s, of which one sequential stream gets 17), float32
+// weights from DRAM: 1 to 4 rows take what reading them takes; 8 rows 1.4 times that on huge pages,
+// where they are at 0.7 of the FMA peak, and 1.6 times on ordinary ones. 512 rows reach 0.85 to
+// 0.93 of the peak at k >= 768, 0.83 at k = 48. The tile alone, all in L1, reaches 0.97: the rest
+// is mostly copying x (2 %) and starting and ending a tile every kTerms (about 3 %).
 #pragma once
 #include <cstddef>
 
