@@ -1,47 +1,18 @@
-// linear on a GPU. Every output is summed in one order, whatever the number of rows: blocks of
-// kStep products in ascending k, each from a fresh accumulator, the blocks added in ascending
-// order. Few rows: the weights' bytes set the pace, so the blocks of k are spread over the threads
-// of a panel. Many rows: tiles of 64 x 64 through shared memory.
-#include <type_traits>
-
+// linear on a GPU. x and weights of one 16-bit type go through tensor cores (cuda_mma.h); anything
+// else is summed here in float32. Every output is summed in one order, whatever the number of rows:
+// blocks of kStep products in ascending k, each from a fresh accumulator, the blocks added in
+// ascending order. Few rows: the weights' bytes set the pace, so the blocks of k are spread over
+// the threads of a panel. Many rows: tiles of 64 x 64 through shared memory.
 #include "base/gpu.h"
+#include "ops/linear/cuda_epilogue.h"
+#include "ops/linear/cuda_mma.h"
 #include "ops/linear/linear.h"
 
 namespace effinfer {
 namespace {
 
-using namespace linear_layout;
-
 constexpr int kThreads = 256;
 constexpr int kStep = 32;  // products per block of k
-
-// Where output `lane` of a panel lies in its 16 elements.
-template <class W>
-__device__ int place(int lane) {
-  return std::is_same_v<W, bf16> ? (lane < 8 ? 2 * lane : 2 * lane - 15) : lane;
-}
-
-__device__ float activate(Epilogue e, float x) {
-  switch (e) {
-    case Epilogue::silu:
-    case Epilogue::silu_mul:
-      return gpu::silu(x);
-    case Epilogue::gelu:
-    case Epilogue::gelu_mul:
-      return 0.5f * x * (1.f + erff(x * 0.70710678f));
-    case Epilogue::gelu_tanh:
-      return x / (1.f + expf(-1.5957691216f * x * (1.f + 0.044715f * x * x)));
-    default:
-      return x;
-  }
-}
-
-__device__ void finish(const Linear& a, int64_t row, int64_t n, float first, float second) {
-  float v = activate(a.epilogue, first + (a.bias != nullptr ? a.bias[n] : 0.f));
-  if (takes_two(a.epilogue)) v *= second + (a.bias != nullptr ? a.bias[a.n + n] : 0.f);
-  if (a.residual != nullptr) v += gpu::load_any(a.residual, a.x_type, row * a.residual_stride + n);
-  gpu::store_any(a.y, a.x_type, row * a.y_stride + n, v);
-}
 
 // ---- few rows: one panel (or a gate and up pair) x kFewRows rows per block ----------------------
 
@@ -172,8 +143,6 @@ __global__ void __launch_bounds__(kThreads) many_rows(Linear a, int64_t panels_i
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class W>
 int run(const Linear& a, void* stream) {
   if (a.rows <= 2 * kFewRows) {
@@ -181,28 +150,16 @@ int run(const Linear& a, void* stream) {
                     static_cast<unsigned>(ceil_div(a.rows, kFewRows)));
     return gpu::launch(&few_rows<W>, grid, kThreads, sizeof(FewRows), stream, a);
   }
-  // Rows go along y, at most kMaxGridYZ tiles of them at a time.
-  constexpr int64_t kMost = gpu::kMaxGridYZ * kTileRows;
-  for (int64_t row = 0; row < a.rows; row += kMost) {
-    Linear part = a;
-    part.rows = a.rows - row < kMost ? a.rows - row : kMost;
-    part.x = static_cast<const char*>(a.x) + row * a.x_stride * size_of(a.x_type);
-    part.y = static_cast<char*>(a.y) + row * a.y_stride * size_of(a.x_type);
-    if (a.residual != nullptr)
-      part.residual =
-          static_cast<const char*>(a.residual) + row * a.residual_stride * size_of(a.x_type);
-    const dim3 grid(static_cast<unsigned>(ceil_div(panels(a), kTilePanels)),
-                    static_cast<unsigned>(ceil_div(part.rows, kTileRows)));
-    const int status =
-        gpu::launch(&many_rows<W>, grid, kThreads, sizeof(Tile), stream, part, panels(a));
-    if (status != 0) return status;
-  }
-  return 0;
+  return over_rows(a, kTileRows, [&](const Linear& part, unsigned row_tiles) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(panels(a), kTilePanels)), row_tiles);
+    return gpu::launch(&many_rows<W>, grid, kThreads, sizeof(Tile), stream, part, panels(a));
+  });
 }
 
 }  // namespace
 
 int linear_cuda(const Linear& args, void* stream) {
+  if (fits_tensor_cores(args)) return linear_mma(args, stream);
   int status = 0;
   with_type(args.weight_type, [&](auto w) { status = run<decltype(w)>(args, stream); });
   return status;
