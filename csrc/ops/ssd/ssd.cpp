@@ -19,7 +19,7 @@ constexpr Kernel<SsdFn> kKernels[] = {
     {"scalar", kScalar, ssd_scalar},
 };
 
-constexpr int64_t kTasksPerThread = 3;
+constexpr int64_t kTasksPerThread = 2;
 // Floats of packed states per task. Each is read and written once a chunk, in order, which L3 keeps
 // up with: what more heads save by sharing B, C and C B^T is worth more than staying within L2.
 constexpr int64_t kStateBudget = 256 * 1024;
