@@ -41,6 +41,7 @@ void run(py::handle state_, py::handle x_, py::handle dt, py::handle A, py::hand
   const Tensor x = want(kOp, "x", x_, kFloats, {indices_.is_none() ? slots : kAny, dim});
   const int64_t batch = x.shape[0];
   const Tensor indices = want_slots(kOp, "state_indices", indices_, batch, slots);
+  want(kOp, "A", A, kF32, {dim, n});  // not optional, as dense() takes it
   int64_t groups = 0, c_groups = 0;
   const SelectiveStateUpdate args = {
       .state = state.as<float>(),

@@ -33,6 +33,7 @@ void run(py::handle state_, py::handle x_, py::handle dt_, py::handle A_, py::ha
   const bool dt_per_channel = want(kOp, "dt", dt_, kFloats).ndim == 3;
   const Tensor dt = dt_per_channel ? want(kOp, "dt", dt_, kFloats, {batch, heads, P})
                                    : want(kOp, "dt", dt_, kFloats, {batch, heads});
+  want(kOp, "A", A_, kF32);  // not optional, as per_head() takes it
   const Tensor A = per_head("A", A_, 3);
   const Tensor B = want(kOp, "B", B_, kFloats, {batch, kAny, N});
   const int64_t groups = B.shape[1];

@@ -54,6 +54,7 @@ void run(py::handle dst_, py::handle to_, py::handle src_, py::handle from_) {
     reject(kOp, "src", "hold states like dst's " + shape_text(dst), shape_text(src));
   const int64_t count = want(kOp, "dst_indices", to_, kI32, {kAny}).shape[0];
   const Tensor to = want_slots(kOp, "dst_indices", to_, count, dst.shape[0]);
+  want(kOp, "src_indices", from_, kI32, {count});  // not optional, as want_slots() takes it
   const Tensor from = want_slots(kOp, "src_indices", from_, count, src.shape[0], false);
   refuse_overlap(dst, src, to.as<const int32_t>(), from.as<const int32_t>(), count);
   const int64_t element = dst.element_size;

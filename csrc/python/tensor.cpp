@@ -100,7 +100,12 @@ std::string shape_text(const Tensor& t) { return dims_text(t.shape, t.ndim); }
 
 Tensor want(const char* op, const char* arg, py::handle object, uint32_t types) {
   dlpack::TensorView view;
-  if (exchange_table()->view_from_object(object.ptr(), &view) != 0) {
+  // torch's exchange function takes the object for a tensor without looking.
+  static PyObject* const tensor_type =
+      py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
+  const bool is_tensor =
+      PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type));
+  if (!is_tensor || exchange_table()->view_from_object(object.ptr(), &view) != 0) {
     PyErr_Clear();
     throw py::type_error(std::string(op) + ": " + arg + " must be a dense torch.Tensor, got " +
                          std::string(py::str(py::type::of(object).attr("__name__"))));
@@ -189,10 +194,21 @@ Rows want_rows(const char* op, const char* arg, py::handle object, uint32_t type
 }
 
 void want_writable(const char* op, const char* arg, const Tensor& t) {
-  for (int i = 0; i < t.ndim; ++i)
-    if (t.stride[i] == 0 && t.shape[i] > 1)
+  if (t.numel() == 0) return;
+  int order[kMaxDims], n = 0;  // dimensions by rising stride
+  for (int i = 0; i < t.ndim; ++i) {
+    if (t.shape[i] == 1) continue;
+    int at = n++;
+    for (; at > 0 && t.stride[order[at - 1]] > t.stride[i]; --at) order[at] = order[at - 1];
+    order[at] = i;
+  }
+  int64_t reach = 0;  // the last element that the dimensions so far lead to
+  for (int i = 0; i < n; ++i) {
+    if (t.stride[order[i]] <= reach)
       reject(op, arg, "not overlap itself (it is written in place)",
-             "stride 0 for shape " + shape_text(t));
+             "strides " + dims_text(t.stride, t.ndim) + " for shape " + shape_text(t));
+    reach += (t.shape[order[i]] - 1) * t.stride[order[i]];
+  }
 }
 
 void* workspace(size_t bytes) {

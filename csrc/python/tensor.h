@@ -76,7 +76,7 @@ struct Rows {
 Rows want_rows(const char* op, const char* arg, py::handle object, uint32_t types,
                int64_t rows = kAny, int64_t dim = kAny, bool optional = false);
 
-// Refuses tensors that an op writes and that overlap themselves (stride 0 with size > 1).
+// Refuses tensors that an op writes and whose elements share memory.
 void want_writable(const char* op, const char* arg, const Tensor& tensor);
 
 // "op: arg must <expectation>, got <got>" as ValueError.

@@ -50,9 +50,26 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """Run eagerly without the dispatcher where that is the same thing, else through it."""
-        if is_compiling() or type(args[0]) not in _PLAIN:
+        if is_compiling():
             return self._torch_op(*args)
-        return self._reference(*args) if _native.wants_reference() else self._run(*args)
+        try:
+            if type(args[0]) not in _PLAIN:
+                return self._torch_op(*args)
+            return self._reference(*args) if _native.wants_reference() else self._run(*args)
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            named = self._named(error)
+            if named is error:
+                raise
+            raise named from error
+
+    def _named(self, error: Exception) -> Exception:
+        """``error`` itself if it names the op, else one that does: Python or torch met an argument
+        of the wrong kind before the native checks could."""
+        subclass = isinstance(error, RuntimeError) and type(error) is not RuntimeError
+        if subclass or self.name.removesuffix("_residual") in str(error):
+            return error
+        kind = RuntimeError if isinstance(error, RuntimeError) else TypeError
+        return kind(f"{self.name}: an argument is not as it must be: {error}")
 
 
 class OpFunction(Generic[P, R]):
@@ -107,6 +124,8 @@ def dense_float32(x: torch.Tensor | None) -> torch.Tensor | None:
     """``x`` as contiguous float32, itself where it already is: for parameters and states."""
     if x is None or (x.dtype is _FLOAT32 and x.is_contiguous()):
         return x
+    if x.is_complex():
+        raise TypeError(f"a parameter or state must be real, got {x.dtype}")
     return x.float().contiguous()
 
 

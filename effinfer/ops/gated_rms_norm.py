@@ -50,6 +50,14 @@ def _run(
     norm_before_gate: bool,
 ) -> torch.Tensor:
     inference_only("gated_rms_norm", x, z)
+    if z is not None and z.shape != x.shape:
+        raise ValueError(
+            f"gated_rms_norm: z must have shape {tuple(x.shape)}, got {tuple(z.shape)}"
+        )
+    if group_size is not None and group_size < 1:
+        raise ValueError(
+            f"gated_rms_norm: group_size must divide the last dimension, got {group_size}"
+        )
     x = contiguous_rows(x)
     y = torch.empty_like(x)
     native(x).gated_rms_norm(

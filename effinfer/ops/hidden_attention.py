@@ -19,7 +19,9 @@ def _reference(
     C: torch.Tensor,
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
+    max_bytes: int,
 ) -> torch.Tensor:
+    _check_size(delta, max_bytes)
     batch, dim, length = delta.shape
     wide = torch.promote_types(delta.dtype, torch.float32)
     B, C = (_per_channel(m.to(wide), batch, dim, length) for m in (B, C))
@@ -39,6 +41,19 @@ def _reference(
     return alpha
 
 
+def _check_size(delta: torch.Tensor, max_bytes: int) -> None:
+    if delta.dim() != 3:
+        raise ValueError(
+            f"hidden_attention: delta must have shape (B, D, L), got {tuple(delta.shape)}"
+        )
+    needed = 4 * delta.numel() * delta.shape[2]
+    if needed > max_bytes:
+        raise ValueError(
+            f"hidden_attention: max_bytes must be at least {needed} for a result of shape "
+            f"{(*delta.shape, delta.shape[2])}, got {max_bytes}"
+        )
+
+
 def _fake(
     delta: torch.Tensor,
     A: torch.Tensor,
@@ -46,7 +61,9 @@ def _fake(
     C: torch.Tensor,
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
+    max_bytes: int,
 ) -> torch.Tensor:
+    _check_size(delta, max_bytes)
     return delta.new_empty((*delta.shape, delta.shape[-1]), dtype=torch.float32)
 
 
@@ -57,9 +74,10 @@ def _run(
     C: torch.Tensor,
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
+    max_bytes: int,
 ) -> torch.Tensor:
     inference_only("hidden_attention", delta, A, B, C)
-    alpha = _fake(delta, A, B, C, delta_bias, delta_softplus)
+    alpha = _fake(delta, A, B, C, delta_bias, delta_softplus, max_bytes)
     native(delta).hidden_attention(
         delta, dense_float32(A), B, C, dense_float32(delta_bias), delta_softplus, alpha
     )
@@ -68,8 +86,8 @@ def _run(
 
 _OP = Op(
     "hidden_attention",
-    "(Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? delta_bias, bool delta_softplus)"
-    " -> Tensor",
+    "(Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? delta_bias, bool delta_softplus,"
+    " int max_bytes) -> Tensor",
     run=_run,
     fake=_fake,
     reference=_reference,
@@ -108,14 +126,4 @@ def hidden_attention(
             ``max_bytes``.
         RuntimeError: an input requires grad.
     """
-    if delta.dim() != 3:
-        raise ValueError(
-            f"hidden_attention: delta must have shape (B, D, L), got {tuple(delta.shape)}"
-        )
-    needed = 4 * delta.numel() * delta.shape[2]
-    if needed > max_bytes:
-        raise ValueError(
-            f"hidden_attention: max_bytes must be at least {needed} for a result of shape "
-            f"{(*delta.shape, delta.shape[2])}, got {max_bytes}"
-        )
-    return cast(torch.Tensor, _OP(delta, A, B, C, delta_bias, delta_softplus))
+    return cast(torch.Tensor, _OP(delta, A, B, C, delta_bias, delta_softplus, max_bytes))

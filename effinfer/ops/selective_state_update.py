@@ -128,7 +128,7 @@ def selective_state_update(
             named twice; the states are then unchanged.
         RuntimeError: an input requires grad.
     """
-    if state.dim() == 4:
+    if isinstance(state, torch.Tensor) and state.dim() == 4:
         return ssd_state_update(
             state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_indices=state_indices
         )

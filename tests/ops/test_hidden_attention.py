@@ -24,7 +24,7 @@ def make(batch=2, dim=6, state=16, length=21, *, groups=0, device="cpu", dtype=t
 
 def reference(args):
     wide = {k: v.double() if torch.is_tensor(v) else v for k, v in args.items()}
-    return hidden_attention.reference(*wide.values())
+    return hidden_attention.reference(*wide.values(), 2**30)
 
 
 def check(args):
@@ -122,7 +122,7 @@ def test_errors_name_the_argument(device):
 
 def test_registration():
     args = make(1, 3, 4, 5)
-    torch.library.opcheck(torch.ops.effinfer.hidden_attention.default, tuple(args.values()))
+    torch.library.opcheck(torch.ops.effinfer.hidden_attention.default, (*args.values(), 2**30))
     compiled = torch.compile(
         lambda delta: hidden_attention(**(args | {"delta": delta})) + 1,
         fullgraph=True,

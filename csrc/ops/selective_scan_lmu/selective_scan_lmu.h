@@ -15,8 +15,8 @@
 //
 // Each number is one sum, over m upwards, then u upwards, in float32; neither the other channels
 // nor the threads change it. Bound by the FMA ports (Zen 3, L 784, D 24, N 256, 3.2 GHz: 24 ms, of
-// which the kernel reaches 85 %); a lone channel, by reading the transition. Bytes: the transition once a step and six channels, from L2; u and the
-// memories once.
+// which the kernel reaches 85 %); a lone channel, by reading the transition.
+// Bytes: the transition once a step and six channels, from L2; u and the memories once.
 #pragma once
 #include "ops/selective_scan/selective_scan.h"
 
