@@ -14,6 +14,8 @@ def sum_type(x: torch.Tensor, residual: torch.Tensor, in_fp32: bool) -> torch.dt
 
 def residual_rows(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """``residual`` as the kernels take it: in rows, and float32 unless it has ``x``'s dtype."""
+    if residual.dim() != x.dim():
+        raise TypeError(f"residual must have {x.dim()} dimensions, as x, got {residual.dim()}")
     if residual.dtype is not x.dtype and residual.dtype in (torch.bfloat16, torch.float16):
         residual = residual.float()
     return contiguous_rows(residual)
