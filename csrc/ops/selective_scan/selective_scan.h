@@ -81,6 +81,6 @@ void selective_scan_avx512(const SelectiveScan&, const ScanUnit&, float*);
 void selective_scan_neon(const SelectiveScan&, const ScanUnit&, float*);
 
 int64_t selective_scan_cuda_scratch(const SelectiveScan& args);  // floats
-int selective_scan_cuda(const SelectiveScan&, void* stream);  // a cudaError_t
+int selective_scan_cuda(const SelectiveScan&, void* stream);     // a cudaError_t
 
 }  // namespace effinfer
