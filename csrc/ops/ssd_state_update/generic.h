@@ -6,7 +6,7 @@
 namespace effinfer {
 namespace {
 
-template <class X, class DT, class BC>
+template <class X, class BC>
 struct HeadUpdate {
   const SsdStateUpdate& a;
   int64_t row, head;
@@ -16,8 +16,10 @@ struct HeadUpdate {
   }
 
   Vec steps(int64_t p, int64_t n) const {
-    const DT* dt = static_cast<const DT*>(a.dt) + row * a.dt_strides[0] + head * a.dt_strides[1];
-    Vec d = load_strided(dt + p * a.dt_strides[2], a.dt_strides[2], n);
+    const auto at = row * a.dt_strides[0] + head * a.dt_strides[1] + p * a.dt_strides[2];
+    float values[kLanes];
+    load_row(values, a.dt, a.dt_type, at, a.dt_strides[2], n);
+    Vec d = load(values);
     if (a.dt_bias != nullptr)
       d = d + load_strided(per_head(a.dt_bias, a.dt_bias_strides) + p * a.dt_bias_strides[1],
                            a.dt_bias_strides[1], n);
@@ -76,21 +78,19 @@ void dispatch(const SsdStateUpdate& a, int64_t row, int64_t head_begin, int64_t 
   const bool one_step = a.dt_strides[2] == 0 && (a.dt_bias == nullptr || a.dt_bias_strides[1] == 0);
   const bool one_rate = a.A_strides[2] == 0;
   with_type(a.x_type, [&](auto x) {
-    with_type(a.dt_type, [&](auto dt) {
-      with_type(a.B_type, [&](auto b) {
-        for (int64_t head = head_begin; head < head_end; ++head) {
-          const HeadUpdate<decltype(x), decltype(dt), decltype(b)> update = {a, row, head};
-          float* const state = a.state + slot * a.state_strides[0] + head * a.state_strides[1];
-          if (slot < 0)
-            update.skip();
-          else if (!one_rate)
-            update.template run<Decay::kElement>(state);
-          else if (one_step && a.A_strides[1] == 0)
-            update.template run<Decay::kHead>(state);
-          else
-            update.template run<Decay::kRow>(state);
-        }
-      });
+    with_type(a.B_type, [&](auto b) {
+      for (int64_t head = head_begin; head < head_end; ++head) {
+        const HeadUpdate<decltype(x), decltype(b)> update = {a, row, head};
+        float* const state = a.state + slot * a.state_strides[0] + head * a.state_strides[1];
+        if (slot < 0)
+          update.skip();
+        else if (!one_rate)
+          update.template run<Decay::kElement>(state);
+        else if (one_step && a.A_strides[1] == 0)
+          update.template run<Decay::kHead>(state);
+        else
+          update.template run<Decay::kRow>(state);
+      }
     });
   });
 }
