@@ -54,6 +54,8 @@ class Op:
             return self._torch_op(*args)
         try:
             if type(args[0]) not in _PLAIN:
+                if args[0] is None:  # which the dispatcher takes for a tensor
+                    raise TypeError("the first argument must be a tensor, got None")
                 return self._torch_op(*args)
             return self._reference(*args) if _native.wants_reference() else self._run(*args)
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:

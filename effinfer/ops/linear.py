@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from effinfer._native import native
-from effinfer.ops._register import Op, contiguous_rows, inference_only, public
+from effinfer.ops._register import Op, contiguous_rows, dense_float32, inference_only, public
 
 PANEL = 16  # outputs side by side in a panel
 EPILOGUES = ("none", "silu", "gelu", "gelu_tanh", "silu_mul", "gelu_mul")
@@ -142,12 +142,14 @@ def _run(
     inference_only("linear", x, bias, residual)
     _check(epilogue, out_features)
     x = contiguous_rows(x)
-    if bias is not None and bias.dtype is not torch.float32:
-        bias = bias.float()
-    if residual is not None:
-        residual = contiguous_rows(residual)
     y = x.new_empty((*x.shape[:-1], out_features))
-    native(x).linear(x, packed, out_features, bias, epilogue, residual, y)
+    if residual is not None:
+        if residual.shape != y.shape:
+            raise ValueError(
+                f"linear: residual must have shape {tuple(y.shape)}, got {tuple(residual.shape)}"
+            )
+        residual = contiguous_rows(residual)
+    native(x).linear(x, packed, out_features, dense_float32(bias), epilogue, residual, y)
     return y
 
 

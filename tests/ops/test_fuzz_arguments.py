@@ -97,7 +97,7 @@ def resized(t, dim, data):
 def spoiled_tensor(t, data):
     """Another view, shape, type or content of a tensor; always one torch itself allows."""
     kinds = ["dtype", "rank", "expanded", "strided", "offset", "transposed", "meta", "none"]
-    if t.dim() and t.numel():
+    if t.dim() and t.numel() and not t.is_meta:
         kinds += ["size", "size", "value", "value", "overlapping"]
     kind = data.draw(st.sampled_from(kinds))
     if kind == "dtype":
@@ -132,7 +132,8 @@ def spoiled_tensor(t, data):
     elif t.dtype is torch.bool:
         t.view(-1)[at] = not t.view(-1)[at]
     else:
-        t.view(-1)[at] = data.draw(st.sampled_from([-(2**31), -2, -1, 0, 3, 4, 5, 100, 2**31 - 1]))
+        value = data.draw(st.sampled_from([-(2**31), -2, -1, 0, 3, 4, 5, 100, 2**31 - 1]))
+        t.view(-1)[at] = value % 256 if t.dtype is torch.uint8 else value
     return t
 
 
@@ -198,7 +199,9 @@ def test_a_clear_error_or_the_right_result(form, data):
     known = (ValueError, TypeError, RuntimeError, effinfer.BackendUnavailableError)
     assert isinstance(got, known), repr(got)
     no_device = isinstance(got, effinfer.BackendUnavailableError) and "no kernels" in str(got)
-    assert name in str(got) or no_device, repr(got)
+    # A 4-dimensional state makes the one update the other.
+    names = [name, name.replace("selective_state", "ssd_state")]
+    assert any(n in str(got) for n in names) or no_device, repr(got)
     for key, value in args.items():
         if torch.is_tensor(value) and not value.is_meta:
             assert torch.equal(bits(value), bits(before[key])), f"{key} changed"

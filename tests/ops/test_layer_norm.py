@@ -28,9 +28,9 @@ def test_matches_float64(device, dtype, shape):
 
 
 def test_large_mean(device):
-    """Half an ulp of the mean is lost, and no more: the variance does not cancel."""
+    """Neither the mean's rounding nor the variance's cancellation is seen."""
     x = torch.randn(4, 300, device=device) + 4096
-    assert_close(layer_norm(x), reference(x), 4096 * 2**-24)
+    assert_close(layer_norm(x), reference(x))
     exact = torch.arange(256.0, device=device).expand(2, 256) + 2**20
     assert_close(layer_norm(exact), reference(exact))
 

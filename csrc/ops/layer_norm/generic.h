@@ -1,5 +1,5 @@
-// layer_norm over vec.h: a pass for the mean, one for the variance, one to scale; the row stays in
-// L1.
+// layer_norm over vec.h: a pass for the mean, one for the variance, one to scale, and one more
+// where the mean dwarfs the spread; the row stays in L1.
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/norm/rows.h"
 
@@ -12,13 +12,18 @@ void normalise_row(Residual<X, R> row, const float* weight, const float* bias, X
   const float count = static_cast<float>(dim);
   const Vec mean = splat(sum_row(dim, row, [](Vec r, Vec s) { return s + r; }) / count);
   const float squares = sum_row(dim, row, [&](Vec r, Vec s) { return fma(r - mean, r - mean, s); });
-  const Vec scale = splat(1.f / __builtin_sqrtf(squares / count + eps));
+  float variance = squares / count, rest = 0.f;
+  if (mean[0] * mean[0] > 16.f * variance) {  // then the mean's own rounding would shift the row
+    rest = sum_row(dim, row, [&](Vec r, Vec s) { return s + (r - mean); }) / count;
+    variance -= rest * rest;
+  }
+  const Vec scale = splat(1.f / __builtin_sqrtf(variance + eps)), shift = splat(rest);
   each_vector(dim, [&](auto access, int64_t i) {
     const Vec r = row(access, i);
     if (residual_out != nullptr) access.put(residual_out + i, r);
     const Vec w = weight != nullptr ? access.get(weight + i) : splat(1.f);
     const Vec b = bias != nullptr ? access.get(bias + i) : Vec{};
-    access.put(y + i, fma((r - mean) * scale, w, b));
+    access.put(y + i, fma((r - mean - shift) * scale, w, b));
   });
 }
 

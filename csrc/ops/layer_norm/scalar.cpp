@@ -30,7 +30,7 @@ void normalise_rows(const LayerNorm& a, int64_t begin, int64_t end) {
       const float w = a.weight != nullptr ? a.weight[i] : 1.f;
       const float b = a.bias != nullptr ? a.bias[i] : 0.f;
       if (a.residual_out != nullptr) put(out + i, r);
-      put(y + i, (r - static_cast<float>(mean)) * scale * w + b);
+      put(y + i, static_cast<float>(r - mean) * scale * w + b);
     }
   }
 }
