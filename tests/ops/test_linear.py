@@ -187,7 +187,7 @@ def test_errors_name_the_argument(device):
         linear(x, packed.transpose(0, 1).contiguous().transpose(0, 1), 20)
     with pytest.raises(ValueError, match=r"linear: bias must have shape \(20,\), got \(3,\)"):
         linear(x, packed, 20, torch.randn(3, device=device))
-    with pytest.raises(ValueError, match="linear: residual must have 2 rows of 20 elements"):
+    with pytest.raises(ValueError, match=r"linear: residual must have shape \(2, 20\)"):
         linear(x, packed, 20, residual=torch.randn(2, 8, device=device))
     with pytest.raises(TypeError, match="linear: residual must be float32"):
         linear(x, packed, 20, residual=torch.randn(2, 20, device=device).half())
