@@ -320,7 +320,7 @@ def main(
     vocabulary: int = 2048,
     width: int = 160,
     layers: int = 8,
-    steps: int = 375,
+    steps: int = 1600,
     rows: Annotated[int, typer.Option(help="Sequences per step.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 512,
     peak: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 3e-3,
