@@ -36,14 +36,15 @@ HOT = (
     Hot("layer_norm", r"normalise_row<float, float, float>", "variance or scale, 16 elements"),
     Hot("selective_scan", r"advance_all<.*Form\{true\}>", "4 states of 4 channels, one token"),
     Hot("selective_scan", r"advance_all<.*Form\{\}>", "the same with unbounded exponents"),
-    Hot("causal_conv1d", r"rows_run<4, float>", "4 tokens of 4 channels, width 4, silu"),
+    Hot("selective_scan_lti", r"\bscan_unit\(", "complex states of 4 channels, one token"),
+    Hot("causal_conv1d", r"blocks_run<4, float>", "silu of the outputs of width 4"),
     Hot("ssd", r"\bscores_tile\(", "6x16 tile of C B^T, 2 states"),
     Hot("ssd", r"\bstate_tile\(", "6x16 tile of the state, 2 tokens"),
     Hot("ssd", r"\boutput_tile\(", "6x16 tile of the output, 2 terms"),
-    Hot("linear", r"tile<6, 1, float>", "6 rows x 16 outputs, f32, 4 terms"),
-    Hot("linear", r"tile<6, 1, effinfer::bf16>", "6 rows x 16 outputs, bf16 weights, 4 terms"),
-    Hot("linear", r"tile<1, 4, float>", "1 row x 64 outputs, f32, 4 terms"),
-    Hot("linear", r"tile<1, 4, effinfer::bf16>", "1 row x 64 outputs, bf16 weights, 4 terms"),
+    Hot("linear", r"tile<6, 1, 1, float>", "6 rows x 16 outputs, f32, 4 terms"),
+    Hot("linear", r"tile<6, 1, 1, effinfer::bf16>", "6 rows x 16 outputs, bf16 weights, 4 terms"),
+    Hot("linear", r"tile<1, 4, 0, float>", "1 row x 64 outputs, f32, 4 terms"),
+    Hot("linear", r"tile<1, 4, 0, effinfer::bf16>", "1 row x 64 outputs, bf16 weights, 4 terms"),
 )
 
 FUNCTION = re.compile(r"^([0-9a-f]+) <(.*)>:$")
