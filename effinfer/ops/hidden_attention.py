@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from effinfer._native import native
 from effinfer.ops._register import Op, dense_float32, inference_only, public
-from effinfer.ops.selective_scan import _per_channel
+from effinfer.ops._scan import per_channel
 
 
 def _reference(
@@ -24,7 +24,7 @@ def _reference(
     _check_size(delta, max_bytes)
     batch, dim, length = delta.shape
     wide = torch.promote_types(delta.dtype, torch.float32)
-    B, C = (_per_channel(m.to(wide), batch, dim, length) for m in (B, C))
+    B, C = (per_channel(m.to(wide), batch, dim, length) for m in (B, C))
     step = delta.to(wide)
     if delta_bias is not None:
         step = step + delta_bias.to(wide)[:, None]

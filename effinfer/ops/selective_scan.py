@@ -10,17 +10,9 @@ import torch.nn.functional as F
 
 from effinfer._native import native
 from effinfer.ops._register import Op, dense_float32, inference_only, public
+from effinfer.ops._scan import per_channel, take_token
 
 _Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def _per_channel(m: torch.Tensor, batch: int, dim: int, length: int) -> torch.Tensor:
-    """B or C in any of its forms as (batch, dim, N, length)."""
-    if m.dim() == 2:
-        return m[None, :, :, None].expand(batch, -1, -1, length)
-    if m.dim() == 3:
-        m = m[:, None]
-    return m.repeat_interleave(dim // m.shape[1], 1)
 
 
 def _reference(
@@ -55,7 +47,7 @@ def _reference(
                 None if mask is None else mask[..., here], reverse, num_snapshots,
             )  # fmt: skip
         return y, last, snapshots
-    B, C = (_per_channel(m.to(wide), batch, dim, length) for m in (B, C))
+    B, C = (per_channel(m.to(wide), batch, dim, length) for m in (B, C))
     step, x, a = delta.to(wide), u.to(wide), A.to(wide)
     if delta_bias is not None:
         step = step + delta_bias.to(wide)[:, None]
@@ -74,14 +66,9 @@ def _reference(
             out = out + D.to(wide) * x[:, :, t]
         if z is not None:
             out = out * F.silu(z[:, :, t].to(wide))
-        shifted = torch.cat([new[:, None], snapshots[:, :-1]], 1) if num_snapshots else snapshots
-        if mask is not None:  # where, not a product: what is masked may be inf or nan
-            valid = mask[:, t, None]
-            out = torch.where(valid, out, torch.zeros_like(out))
-            new = torch.where(valid[..., None], new, h)
-            shifted = torch.where(valid[..., None, None], shifted, snapshots)
-        h, snapshots = new, shifted
-        y[:, :, t] = out
+        y[:, :, t], h, snapshots = take_token(
+            out, new, h, snapshots, None if mask is None else mask[:, t]
+        )
     return y.to(u.dtype), h, snapshots
 
 

@@ -9,6 +9,7 @@ import torch
 
 from effinfer._native import native
 from effinfer.ops._register import Op, dense_float32, inference_only, public
+from effinfer.ops._scan import take_token
 
 _Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -51,14 +52,9 @@ def _reference(
         out = (c * new).sum(-1).real
         if D is not None:
             out = out + D.to(wide) * x[:, :, t]
-        shifted = torch.cat([new[:, None], snapshots[:, :-1]], 1) if num_snapshots else snapshots
-        if mask is not None:  # where, not a product: what is masked may be inf or nan
-            valid = mask[:, t, None]
-            out = torch.where(valid, out, torch.zeros_like(out))
-            new = torch.where(valid[..., None], new, h)
-            shifted = torch.where(valid[..., None, None], shifted, snapshots)
-        h, snapshots = new, shifted
-        y[:, :, t] = out
+        y[:, :, t], h, snapshots = take_token(
+            out, new, h, snapshots, None if mask is None else mask[:, t]
+        )
     return y.to(u.dtype), h, snapshots
 
 
