@@ -47,8 +47,8 @@ void inside_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_
     rows_run<W>(s, d0, middle, t0, t1);
     blocks_run<W>(s, middle, d1, t0, t1);
   } else {
-    times_dense&& s.dilation == 1 ? lines_run<W>(s, d0, d1, t0, t1)
-                                  : blocks_run<W>(s, d0, d1, t0, t1);
+    if (times_dense && s.dilation == 1) return lines_run<W>(s, d0, d1, t0, t1);
+    blocks_run<W>(s, d0, d1, t0, t1);
   }
 }
 
