@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -22,8 +23,9 @@ _FLOAT32 = torch.float32
 class Op:
     """One registered op: its native run, its fake, and its plain-torch reference.
 
-    ``schema`` is the op's torch signature without its name; ``run``, ``fake`` and ``reference`` take
-    exactly these arguments by position and return what the schema says.
+    ``schema`` is the op's torch signature without its name; ``run`` and ``reference`` take exactly
+    these arguments by position and return what the schema says. ``fake`` takes those of them that
+    it names, and returns empty results of the right shapes.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Op:
         _library.define(name + schema)
         _library.impl(name, self._dispatched, "CPU")
         _library.impl(name, self._dispatched, "CUDA")
-        torch.library.register_fake(f"effinfer::{name}", fake, lib=_library)
         self._torch_op = getattr(torch.ops.effinfer, name).default
+        arguments = [argument.name for argument in self._torch_op._schema.arguments]
+        by_name = _by_name(fake, arguments)
+        torch.library.register_fake(f"effinfer::{name}", by_name, lib=_library)
 
     def _dispatched(self, *args: Any) -> Any:
         return self._reference(*args) if _native.wants_reference() else self._run(*args)
@@ -72,6 +76,17 @@ class Op:
             return error
         kind = RuntimeError if isinstance(error, RuntimeError) else TypeError
         return kind(f"{self.name}: an argument is not as it must be: {error}")
+
+
+def _by_name(function: Callable[..., R], arguments: list[str]) -> Callable[..., R]:
+    """``function``, which takes some of ``arguments``, as one that takes them all."""
+    wanted = list(inspect.signature(function).parameters)
+
+    def call(*args: Any, **kwargs: Any) -> R:
+        given = dict(zip(arguments, args, strict=False)) | kwargs
+        return function(**{name: given[name] for name in wanted})
+
+    return call
 
 
 class OpFunction(Generic[P, R]):

@@ -1,8 +1,13 @@
-"""What the references of the scan ops share."""
+"""What the scan ops share."""
 
 from __future__ import annotations
 
 import torch
+
+
+def in_float32(t: torch.Tensor | None) -> torch.Tensor | None:
+    """``t`` in float32 with its strides kept: parameters that expand() made are not written out."""
+    return t if t is None or t.dtype is torch.float32 else t.float()
 
 
 def per_channel(m: torch.Tensor, batch: int, dim: int, length: int) -> torch.Tensor:

@@ -47,9 +47,7 @@ def _reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     past = (weight.shape[1] - 1) * dilation
-    y, states = _fake(
-        x, weight, bias, silu, initial_state, dilation, cu_seqlens, mask, num_snapshots
-    )
+    y, states = _fake(x, weight, dilation, cu_seqlens, num_snapshots)
     states = states.to(wide)
     tokens = x.to(wide) if mask is None else x.to(wide).masked_fill(~mask[:, None], 0)
     if cu_seqlens is None:
@@ -73,12 +71,8 @@ def _reference(
 def _fake(
     x: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    silu: bool,
-    initial_state: torch.Tensor | None,
     dilation: int,
     cu_seqlens: torch.Tensor | None,
-    mask: torch.Tensor | None,
     num_snapshots: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -102,9 +96,7 @@ def _run(
     weight, bias = dense_float32(weight), dense_float32(bias)
     initial_state = dense_float32(initial_state)
     _check(x, weight, dilation, num_snapshots)
-    y, states = _fake(
-        x, weight, bias, silu, initial_state, dilation, cu_seqlens, mask, num_snapshots
-    )
+    y, states = _fake(x, weight, dilation, cu_seqlens, num_snapshots)
     native(x).causal_conv1d(
         x,
         weight,

@@ -54,15 +54,7 @@ def _check_size(delta: torch.Tensor, max_bytes: int) -> None:
         )
 
 
-def _fake(
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-    max_bytes: int,
-) -> torch.Tensor:
+def _fake(delta: torch.Tensor, max_bytes: int) -> torch.Tensor:
     _check_size(delta, max_bytes)
     return delta.new_empty((*delta.shape, delta.shape[-1]), dtype=torch.float32)
 
@@ -77,7 +69,7 @@ def _run(
     max_bytes: int,
 ) -> torch.Tensor:
     inference_only("hidden_attention", delta, A, B, C)
-    alpha = _fake(delta, A, B, C, delta_bias, delta_softplus, max_bytes)
+    alpha = _fake(delta, max_bytes)
     native(delta).hidden_attention(
         delta, dense_float32(A), B, C, dense_float32(delta_bias), delta_softplus, alpha
     )

@@ -27,9 +27,7 @@ def _reference(
     return y.to(x.dtype)
 
 
-def _fake(
-    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> torch.Tensor:
+def _fake(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(contiguous_rows(x))
 
 
@@ -55,17 +53,6 @@ def _reference_residual(
     r = x.to(wide) + residual.to(wide)
     y = _reference(r, weight, bias, eps)
     return y.to(x.dtype), r.to(sum_type(x, residual, in_fp32))
-
-
-def _fake_residual(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    eps: float,
-    residual: torch.Tensor,
-    in_fp32: bool,
-) -> Tensors:
-    return fake_with_residual(x, residual, in_fp32)
 
 
 def _run_residual(
@@ -95,7 +82,7 @@ _OP_RESIDUAL = Op(
     "(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor residual, bool in_fp32)"
     " -> (Tensor, Tensor)",
     run=_run_residual,
-    fake=_fake_residual,
+    fake=fake_with_residual,
     reference=_reference_residual,
 )
 

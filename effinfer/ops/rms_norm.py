@@ -24,9 +24,7 @@ def _reference(
     return y.to(x.dtype)
 
 
-def _fake(
-    x: torch.Tensor, weight: torch.Tensor | None, eps: float, unit_offset: bool
-) -> torch.Tensor:
+def _fake(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(contiguous_rows(x))
 
 
@@ -52,17 +50,6 @@ def _reference_residual(
     r = x.to(wide) + residual.to(wide)
     y = _reference(r, weight, eps, unit_offset)
     return y.to(x.dtype), r.to(sum_type(x, residual, in_fp32))
-
-
-def _fake_residual(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    eps: float,
-    unit_offset: bool,
-    residual: torch.Tensor,
-    in_fp32: bool,
-) -> Tensors:
-    return fake_with_residual(x, residual, in_fp32)
 
 
 def _run_residual(
@@ -92,7 +79,7 @@ _OP_RESIDUAL = Op(
     "(Tensor x, Tensor? weight, float eps, bool unit_offset, Tensor residual, bool in_fp32)"
     " -> (Tensor, Tensor)",
     run=_run_residual,
-    fake=_fake_residual,
+    fake=fake_with_residual,
     reference=_reference_residual,
 )
 

@@ -73,20 +73,7 @@ def _reference(
 
 
 def _fake(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-    initial_state: torch.Tensor | None,
-    cu_seqlens: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    reverse: bool,
-    num_snapshots: int,
+    u: torch.Tensor, A: torch.Tensor, cu_seqlens: torch.Tensor | None, num_snapshots: int
 ) -> _Results:
     if A.dim() != 2:
         raise ValueError(f"selective_scan: A must have shape (D, N), got {tuple(A.shape)}")
@@ -116,10 +103,7 @@ def _run(
     num_snapshots: int,
 ) -> _Results:
     inference_only("selective_scan", u, delta, A, B, C, z, initial_state)
-    y, last, snapshots = _fake(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens, mask,
-        reverse, num_snapshots,
-    )  # fmt: skip
+    y, last, snapshots = _fake(u, A, cu_seqlens, num_snapshots)
     native(u).selective_scan(
         u, delta, dense_float32(A), B, C, dense_float32(D), z, dense_float32(delta_bias),
         delta_softplus, dense_float32(initial_state), cu_seqlens, mask, reverse, y, last, snapshots,

@@ -46,7 +46,6 @@ def _fake(
     u: torch.Tensor,
     A_bar: torch.Tensor,
     B_bar: torch.Tensor,
-    initial_state: torch.Tensor | None,
     last_only: bool,
     num_snapshots: int,
 ) -> _Results:
@@ -85,7 +84,7 @@ def _run(
     num_snapshots: int,
 ) -> _Results:
     inference_only("selective_scan_lmu", u, A_bar, B_bar, initial_state)
-    memories, last, snapshots = _fake(u, A_bar, B_bar, initial_state, last_only, num_snapshots)
+    memories, last, snapshots = _fake(u, A_bar, B_bar, last_only, num_snapshots)
     start = dense_float32(initial_state)
     scan = native(u).selective_scan_lmu
     # The powers cost some matrix products; from here on they are worth it for a few channels. The

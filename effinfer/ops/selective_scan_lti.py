@@ -68,11 +68,7 @@ def _fake(
     A_bar: torch.Tensor,
     B_bar: torch.Tensor,
     C: torch.Tensor,
-    D: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    reverse: bool,
     num_snapshots: int,
 ) -> _Results:
     if A_bar.dim() != 2 or u.dim() != 3:
@@ -104,9 +100,7 @@ def _run(
     num_snapshots: int,
 ) -> _Results:
     inference_only("selective_scan_lti", u, A_bar, B_bar, C, initial_state)
-    y, last, snapshots = _fake(
-        u, A_bar, B_bar, C, D, initial_state, cu_seqlens, mask, reverse, num_snapshots
-    )
+    y, last, snapshots = _fake(u, A_bar, B_bar, C, cu_seqlens, num_snapshots)
     numbers = last.dtype
     if initial_state is not None:
         if initial_state.is_complex() and not numbers.is_complex:

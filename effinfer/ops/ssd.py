@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from effinfer._native import native
 from effinfer.ops._register import Op, inference_only, public
+from effinfer.ops._scan import in_float32
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -93,31 +94,12 @@ def _empty_states(
 
 
 def _fake(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    seq_idx: torch.Tensor | None,
-    cu_seqlens: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    dt_softplus: bool,
-    dt_min: float,
-    dt_max: float,
-    num_snapshots: int,
+    x: torch.Tensor, B: torch.Tensor, cu_seqlens: torch.Tensor | None, num_snapshots: int
 ) -> Tensors:
     if x.dim() != 4 or B.dim() != 4:
         name, got = ("x", x) if x.dim() != 4 else ("B", B)
         raise ValueError(f"ssd: {name} must have 4 dimensions, got shape {tuple(got.shape)}")
     return x.new_empty(x.shape), *_empty_states(x, B, cu_seqlens, num_snapshots)
-
-
-def _float32(t: torch.Tensor | None) -> torch.Tensor | None:
-    return t if t is None or t.dtype is torch.float32 else t.float()
 
 
 def _run(
@@ -139,14 +121,11 @@ def _run(
     num_snapshots: int,
 ) -> Tensors:
     inference_only("ssd", x, dt, B, C, z, initial_state)
-    y, last, snapshots = _fake(
-        x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, cu_seqlens, mask,
-        dt_softplus, dt_min, dt_max, num_snapshots,
-    )  # fmt: skip
+    y, last, snapshots = _fake(x, B, cu_seqlens, num_snapshots)
     if initial_state is not None and not initial_state.is_contiguous():
         initial_state = initial_state.contiguous()
     native(x).ssd(
-        x, dt, _float32(A), B, C, _float32(D), z, _float32(dt_bias), initial_state, seq_idx,
+        x, dt, in_float32(A), B, C, in_float32(D), z, in_float32(dt_bias), initial_state, seq_idx,
         cu_seqlens, mask, dt_softplus, dt_min, dt_max, y, last,
         snapshots if num_snapshots else None,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from effinfer._native import native
 from effinfer.ops._register import Op, inference_only, public
+from effinfer.ops._scan import in_float32
 
 
 def _reference(
@@ -54,12 +55,8 @@ def _reference(
     return y.to(x.dtype)
 
 
-def _fake(state: torch.Tensor, x: torch.Tensor, *_: object) -> torch.Tensor:
+def _fake(x: torch.Tensor) -> torch.Tensor:
     return x.new_empty(x.shape)
-
-
-def _float32(t: torch.Tensor | None) -> torch.Tensor | None:
-    return t if t is None or t.dtype is torch.float32 else t.float()
 
 
 def _run(
@@ -80,7 +77,7 @@ def _run(
     inference_only("ssd_state_update", state, x, dt, B, C, z)
     y = x.new_empty(x.shape)
     native(x).ssd_state_update(
-        state, x, dt, _float32(A), B, C, _float32(D), z, _float32(dt_bias),
+        state, x, dt, in_float32(A), B, C, in_float32(D), z, in_float32(dt_bias),
         dt_softplus, dt_min, dt_max, state_indices, y,
     )  # fmt: skip
     return y

@@ -15,9 +15,7 @@ def _reference(
     dst[dst_indices[both].long()] = src[src_indices[both].long()]
 
 
-def _fake(
-    dst: torch.Tensor, dst_indices: torch.Tensor, src: torch.Tensor, src_indices: torch.Tensor
-) -> None:
+def _fake() -> None:
     return None
 
 
