@@ -52,6 +52,16 @@ inline void put(f16* p, float x) {  // round to nearest even, overflow to inf, s
   p->bits = static_cast<uint16_t>(sign | h);
 }
 
+// Element `at` of an array whose type is known at run time.
+inline float get(const void* data, DType type, int64_t at) {
+  float x = 0;
+  with_type(type, [&](auto t) { x = get(static_cast<const decltype(t)*>(data) + at); });
+  return x;
+}
+inline void put(void* data, DType type, int64_t at, float x) {
+  with_type(type, [&](auto t) { put(static_cast<decltype(t)*>(data) + at, x); });
+}
+
 inline float softplus(float x) { return x > 20.f ? x : std::log1p(std::exp(x)); }
 inline float sigmoid(float x) { return 1.f / (1.f + std::exp(-x)); }
 inline float silu(float x) { return x / (1.f + std::exp(-x)); }

@@ -6,14 +6,11 @@
 namespace effinfer {
 namespace {
 
-float value(const void* data, DType type, int64_t at) {
-  float x = 0;
-  with_type(type, [&](auto t) { x = scalar::get(static_cast<const decltype(t)*>(data) + at); });
-  return x;
-}
+using scalar::get;
+using scalar::put;
 
 float value(const StepSignal& s, int64_t row, int64_t channel) {
-  return value(s.data, s.type, row * s.batch + channel * s.channel);
+  return get(s.data, s.type, row * s.batch + channel * s.channel);
 }
 
 }  // namespace
@@ -32,17 +29,15 @@ void selective_state_update_scalar(const SelectiveStateUpdate& a, int64_t row, i
       for (int64_t n = 0; n < a.state_size; ++n) {
         float& h = a.state[slot * a.state_slot + d * a.state_channel + n * a.state_n];
         const float b =
-            value(a.B.data, a.B.type, row * a.B.batch + group * a.B.group + n * a.B.state);
+            get(a.B.data, a.B.type, row * a.B.batch + group * a.B.group + n * a.B.state);
         const float c =
-            value(a.C.data, a.C.type, row * a.C.batch + group * a.C.group + n * a.C.state);
+            get(a.C.data, a.C.type, row * a.C.batch + group * a.C.group + n * a.C.state);
         h = std::exp(step * a.A[d * a.state_size + n]) * h + step * x * b;
         y += c * h;
       }
       if (a.z.data != nullptr) y *= scalar::silu(value(a.z, row, d));
     }
-    with_type(a.y.type, [&](auto t) {
-      scalar::put(static_cast<decltype(t)*>(a.y.data) + row * a.y.batch + d * a.y.channel, y);
-    });
+    put(a.y.data, a.y.type, row * a.y.batch + d * a.y.channel, y);
   }
 }
 

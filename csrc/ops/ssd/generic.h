@@ -11,7 +11,6 @@ namespace {
 constexpr float kLogDecayBound = 200.f;  // exp of it is 0 or inf in float32 whatever it multiplies
 constexpr float kSmallestNormal = 1.17549435e-38f;
 
-template <class T>  // of x, z and y
 class BlockScan {
  public:
   BlockScan(const Ssd& args, int64_t sequence, int64_t head_begin, int64_t head_end, float* scratch)
@@ -24,7 +23,7 @@ class BlockScan {
         walk_(args, sequence) {}
 
   void run() {
-    zero_masked<T>(a, walk_, head_begin_, head_end_);
+    zero_masked(a, walk_, head_begin_, head_end_);
     bool any = false;
     while ((tokens_ = walk_.next(kSsdChunk, positions_)) > 0) {
       any = true;
@@ -77,8 +76,7 @@ class BlockScan {
                     G + i * kSsdChunk + j);
   }
 
-  // ---- one head's tokens
-  // --------------------------------------------------------------------------
+  // ---- one head's tokens ------------------------------------------------------------------------
 
   void load_head(int64_t head) {
     float* const D = scratch_ + at_.D;
@@ -92,13 +90,9 @@ class BlockScan {
     return scratch_ + ((head - head_begin_) % 2 == 0 ? at_.X : at_.next_X);
   }
 
-  const T* row_of(const void* base, const int64_t* strides, int64_t head) const {
-    return static_cast<const T*>(base) + walk_.row * strides[0] + head * strides[2];
-  }
-
-  T* y_of(int64_t head) const { return const_cast<T*>(row_of(a.y, a.y_strides, head)); }
-  const T* z_of(int64_t head) const {
-    return a.z != nullptr ? row_of(a.z, a.z_strides, head) : nullptr;
+  // Where a head's part of x, z or y begins, in elements.
+  int64_t begin_of(const int64_t* strides, int64_t head) const {
+    return walk_.row * strides[0] + head * strides[2];
   }
 
   bool dense(int64_t panel, int64_t step) const {
@@ -106,20 +100,20 @@ class BlockScan {
   }
 
   void load_x(int64_t head) {
-    for (int64_t panel = 0; panel < at_.panels; ++panel)
-      load_x(row_of(a.x, a.x_strides, head), packed_x(head), panel, 0, tokens_);
+    for (int64_t panel = 0; panel < at_.panels; ++panel) load_x(head, panel, 0, tokens_);
   }
 
-  void load_x(const T* x, float* X, int64_t panel, int64_t begin, int64_t end) const {
+  void load_x(int64_t head, int64_t panel, int64_t begin, int64_t end) const {
     const int64_t time = a.x_strides[1], step = a.x_strides[3], p = panel * kPanel;
-    float* const to = X + p * kSsdChunk + begin * kPanel;
+    const int64_t from = begin_of(a.x_strides, head) + p * step;
+    float* const to = packed_x(head) + p * kSsdChunk + begin * kPanel;
     if (dense(panel, step))
-      return load_panel_rows(x + p, time, positions_ + begin, end - begin, to);
+      return load_panel_rows(a.x, a.x_type, from, time, positions_ + begin, end - begin, to);
     const int64_t columns = least(kPanel, a.head_dim - p);
     for (int64_t i = begin; i < end; ++i) {
       float* const row = to + (i - begin) * kPanel;
       for (int64_t c = columns; c < kPanel; ++c) row[c] = 0.f;
-      load_row(row, x + positions_[i] * time + p * step, step, columns);
+      load_row(row, a.x, a.x_type, from + positions_[i] * time, step, columns);
     }
   }
 
@@ -156,31 +150,32 @@ class BlockScan {
   }
 
   // y = (Y + D x) silu(z) for tokens [begin, end) of a panel.
-  void store_y(const T* z, T* y, const float* X, int64_t panel, int64_t begin, int64_t end) const {
+  void store_y(int64_t head, int64_t panel, int64_t begin, int64_t end) const {
     const int64_t p = panel * kPanel, y_step = a.y_strides[3], z_step = a.z_strides[3];
-    const int64_t y_time = a.y_strides[1], z_time = a.z_strides[1];
+    const int64_t y = begin_of(a.y_strides, head) + p * y_step;
+    const int64_t z = begin_of(a.z_strides, head) + p * z_step;
     const float* const D = a.D != nullptr ? scratch_ + at_.D + p : nullptr;
     float* const Y = scratch_ + at_.Y + begin * kPanel;
-    X += p * kSsdChunk + begin * kPanel;
-    if (dense(panel, y_step) && (z == nullptr || z_step == 1)) {
-      const auto store_rows = z != nullptr ? store_panel_rows<T, true> : store_panel_rows<T, false>;
-      return store_rows(Y, X, D, z + (z != nullptr ? p : 0), z_time, y + p, y_time,
-                        positions_ + begin, end - begin);
-    }
+    const float* const X = packed_x(head) + p * kSsdChunk + begin * kPanel;
+    if (dense(panel, y_step) && (a.z == nullptr || z_step == 1))
+      return store_panel_rows({Y, X, D}, a, y, z, positions_ + begin, end - begin);
+    const int64_t columns = least(kPanel, a.head_dim - p);
     for (int64_t i = begin; i < end; ++i) {
-      for (int64_t c = 0; c < kPanel && p + c < a.head_dim; c += kLanes) {
-        const int64_t n = least(kLanes, a.head_dim - p - c), at = (i - begin) * kPanel + c;
-        Vec out = load(Y + at);
-        if (D != nullptr) out = fma(load(D + c), load(X + at), out);
-        if (z != nullptr)
-          out = out * silu(load_strided(z + positions_[i] * z_time + (p + c) * z_step, z_step, n));
-        store_strided(y + positions_[i] * y_time + (p + c) * y_step, y_step, out, n);
+      const int64_t at = positions_[i];
+      float* const row = Y + (i - begin) * kPanel;
+      float gate[kPanel];
+      if (a.z != nullptr) load_row(gate, a.z, a.x_type, z + at * a.z_strides[1], z_step, columns);
+      for (int64_t c = 0; c < columns; c += kLanes) {
+        Vec out = load(row + c);
+        if (D != nullptr) out = fma(load(D + c), load(X + (i - begin) * kPanel + c), out);
+        if (a.z != nullptr) out = out * silu(load(gate + c));
+        store(row + c, out);
       }
+      store_row(a.y, a.x_type, y + at * a.y_strides[1], row, y_step, columns);
     }
   }
 
-  // ---- few tokens: one by one
-  // ---------------------------------------------------------------------
+  // ---- few tokens: one by one -------------------------------------------------------------------
 
   void scan_short(int64_t head) {
     float* const last = last_state(a, sequence_, head);
@@ -216,28 +211,26 @@ class BlockScan {
       float* const Y = scratch_ + at_.Y + p % kPanel;
       const float* from = start + p * N;
       for (int64_t i = 0; i < tokens; ++i) {
-        const StepArgs<float> s = {from,
-                                   to[i] + p * N,
-                                   N,
-                                   N,
-                                   N,
-                                   scratch_ + at_.B + i * stride,
-                                   scratch_ + at_.C + i * stride,
-                                   nullptr,
-                                   0};
+        const StepArgs s = {.from = from,
+                            .to = to[i] + p * N,
+                            .from_stride = N,
+                            .to_stride = N,
+                            .N = N,
+                            .B = scratch_ + at_.B + i * stride,
+                            .C = scratch_ + at_.C + i * stride,
+                            .A = nullptr,
+                            .A_stride = 0};
         const Vec xd = splat(delta[i]) * load(X + i * kPanel);
-        const Vec y = step_rows<Decay::kHead>(s, least(kLanes, P - p), splat(decay[i]), xd);
+        const Vec y = step_rows<false>(s, least(kLanes, P - p), splat(decay[i]), xd);
         store(Y + i * kPanel, y);
         from = s.to;
       }
       const bool panel_done = (p + kLanes) % kPanel == 0 || p + kLanes >= P;
-      if (want_y && panel_done)
-        store_y(z_of(head), y_of(head), packed_x(head), p / kPanel, 0, tokens);
+      if (want_y && panel_done) store_y(head, p / kPanel, 0, tokens);
     }
   }
 
-  // ---- many tokens: three products
-  // ----------------------------------------------------------------
+  // ---- many tokens: three products --------------------------------------------------------------
 
   void scan_chunk(int64_t head) {
     float* const S = state(head);
@@ -252,22 +245,19 @@ class BlockScan {
     weigh_scores();
     OutputTile tile = {scratch_ + at_.C,   at_.group_stride, nullptr, a.state_dim,
                        scratch_ + at_.pre, scratch_ + at_.M, nullptr, scratch_ + at_.Y};
-    const T* const z = z_of(head);
-    T* const y = y_of(head);
     const bool more = head + 1 < head_end_;
-    const T* const next_x = more ? row_of(a.x, a.x_strides, head + 1) : nullptr;
-    float* const X = packed_x(head);
-    float* const next_X = packed_x(head + 1);
     for (int64_t panel = 0; panel < at_.panels; ++panel) {
       tile.S = zero_ ? nullptr : S + panel * at_.state_rows * kPanel;
-      tile.X = X + panel * kSsdChunk * kPanel;
+      tile.X = packed_x(head) + panel * kSsdChunk * kPanel;
       for (int64_t i = 0; i < tokens_; i += kTileRows) {
         const int64_t end = least(i + kTileRows, tokens_);
         // What misses the nearest cache moves a little at a time, hidden behind the tiles.
-        fetch_ahead(z, y, next_x, panel, i, end);
+        fetch<1>(a.y, a.y_strides, head, panel, i, end);
+        if (a.z != nullptr) fetch<0>(a.z, a.z_strides, head, panel, i, end);
+        if (more) fetch<0>(a.x, a.x_strides, head + 1, panel, i, end);
         output_tile(tile, i);
-        store_y(z, y, X, panel, i, end);
-        if (more) load_x(next_x, next_X, panel, i, end);
+        store_y(head, panel, i, end);
+        if (more) load_x(head + 1, panel, i, end);
       }
     }
     advance(head, S, S, tokens_);
@@ -278,15 +268,13 @@ class BlockScan {
 
   // Heads and tokens lie too far apart for the hardware to guess what is needed next. Inlined,
   // because gcc takes a function that only prefetches for one without effect and drops its calls.
-  EFFINFER_INLINE void fetch_ahead(const T* z, const T* y, const T* next_x, int64_t panel,
-                                   int64_t begin, int64_t end) const {
-    const int64_t p = panel * kPanel;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t at = positions_[i];
-      fetch<1>(y + at * a.y_strides[1] + p * a.y_strides[3], kPanel);
-      if (z != nullptr) fetch<0>(z + at * a.z_strides[1] + p * a.z_strides[3], kPanel);
-      if (next_x != nullptr) fetch<0>(next_x + at * a.x_strides[1] + p * a.x_strides[3], kPanel);
-    }
+  template <int kWrite>
+  EFFINFER_INLINE void fetch(const void* data, const int64_t* strides, int64_t head, int64_t panel,
+                             int64_t begin, int64_t end) const {
+    const int64_t size = size_of(a.x_type), time = strides[1] * size;
+    const char* const from = static_cast<const char*>(data) +
+                             (begin_of(strides, head) + panel * kPanel * strides[3]) * size;
+    for (int64_t i = begin; i < end; ++i) __builtin_prefetch(from + positions_[i] * time, kWrite);
   }
 
   // M_ij = G_ij d_j prod_{j < k <= i} decay_k, the products by columns, j <= i.
@@ -356,8 +344,7 @@ class BlockScan {
     }
   }
 
-  // ---- states
-  // -------------------------------------------------------------------------------------
+  // ---- states -----------------------------------------------------------------------------------
 
   // The state this run starts from when it restarts: null for zeros.
   const float* start(int64_t head) const {
@@ -388,9 +375,7 @@ class BlockScan {
 
 void scan_block(const Ssd& a, int64_t sequence, int64_t head_begin, int64_t head_end,
                 float* scratch) {
-  with_type(a.x_type, [&](auto x) {
-    BlockScan<decltype(x)>(a, sequence, head_begin, head_end, scratch).run();
-  });
+  BlockScan(a, sequence, head_begin, head_end, scratch).run();
 }
 
 }  // namespace

@@ -8,40 +8,45 @@ namespace effinfer {
 namespace {
 
 // Tokens' x of a panel that is whole and dense in memory, packed.
-template <class T>
-__attribute__((noinline)) void load_panel_rows(const T* x, int64_t time, const int64_t* positions,
+__attribute__((noinline)) void load_panel_rows(const void* x, DType type, int64_t from,
+                                               int64_t time, const int64_t* positions,
                                                int64_t count, float* X) {
-  for (int64_t i = 0; i < count; ++i) {
-    const T* const from = x + positions[i] * time;
-    EFFINFER_UNROLL
-    for (int v = 0; v < kPanel; v += kLanes) store(X + i * kPanel + v, load(from + v));
-  }
+  with_type(type, [&](auto t) {
+    const auto* const rows = static_cast<const decltype(t)*>(x) + from;
+    for (int64_t i = 0; i < count; ++i) EFFINFER_UNROLL
+    for (int v = 0; v < kPanel; v += kLanes)
+      store(X + i * kPanel + v, load(rows + positions[i] * time + v));
+  });
 }
 
-// y = (Y + D x) silu(z) of the same, from packed form.
-template <class T, bool kGated>
-__attribute__((noinline)) void store_panel_rows(const float* Y, const float* X, const float* D,
-                                                const T* z, int64_t z_time, T* y, int64_t y_time,
-                                                const int64_t* positions, int64_t count) {
+// y = (Y + D x) silu(z) of the same, from packed form; y and z are where the panel begins.
+struct PanelOutput {
+  const float* Y;
+  const float* X;
+  const float* D;  // or null
+};
+__attribute__((noinline)) void store_panel_rows(const PanelOutput& o, const Ssd& a, int64_t y,
+                                                int64_t z, const int64_t* positions,
+                                                int64_t count) {
   Vec skip[kVecs];
   EFFINFER_UNROLL
-  for (int v = 0; v < kVecs; ++v) skip[v] = D != nullptr ? load(D + v * kLanes) : Vec{};
-  for (int64_t i = 0; i < count; ++i) {
-    T* const to = y + positions[i] * y_time;
-    EFFINFER_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      Vec out = load(Y + i * kPanel + v * kLanes);
-      if (D != nullptr) out = fma(skip[v], load(X + i * kPanel + v * kLanes), out);
-      if constexpr (kGated) out = out * silu(load(z + positions[i] * z_time + v * kLanes));
-      store(to + v * kLanes, out);
+  for (int v = 0; v < kVecs; ++v) skip[v] = o.D != nullptr ? load(o.D + v * kLanes) : Vec{};
+  with_type(a.x_type, [&](auto t) {
+    using T = decltype(t);
+    const int64_t y_time = a.y_strides[1], z_time = a.z_strides[1];
+    const float *const X = o.X, *const Y = o.Y;
+    T* const to = static_cast<T*>(a.y) + y;
+    const T* const gates = a.z != nullptr ? static_cast<const T*>(a.z) + z : nullptr;
+    for (int64_t i = 0; i < count; ++i) {
+      EFFINFER_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        Vec out = load(Y + i * kPanel + v * kLanes);
+        if (o.D != nullptr) out = fma(skip[v], load(X + i * kPanel + v * kLanes), out);
+        if (gates != nullptr) out = out * silu(load(gates + positions[i] * z_time + v * kLanes));
+        store(to + positions[i] * y_time + v * kLanes, out);
+      }
     }
-  }
-}
-
-template <int kWrite, class T>
-EFFINFER_INLINE void fetch(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T)))
-    __builtin_prefetch(from + i, kWrite);
+  });
 }
 
 // A state [P, N] packed as [panel of P][n][16].

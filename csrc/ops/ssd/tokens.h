@@ -126,16 +126,17 @@ inline void snapshot_start(const Ssd& a, int64_t sequence, int64_t head, int64_t
 }
 
 // y is 0 where the mask is 0.
-template <class T>
-void zero_masked(const Ssd& a, const TokenWalk& walk, int64_t head_begin, int64_t head_end) {
+inline void zero_masked(const Ssd& a, const TokenWalk& walk, int64_t head_begin, int64_t head_end) {
   if (!walk.is_masked()) return;
-  for (int64_t at = walk.begin(); at < walk.end(); ++at) {
-    if (walk.is_token(at)) continue;
-    for (int64_t head = head_begin; head < head_end; ++head)
-      for (int64_t p = 0; p < a.head_dim; ++p)
-        static_cast<T*>(a.y)[walk.row * a.y_strides[0] + at * a.y_strides[1] +
-                             head * a.y_strides[2] + p * a.y_strides[3]] = T{};
-  }
+  with_type(a.x_type, [&](auto zero) {
+    for (int64_t at = walk.begin(); at < walk.end(); ++at) {
+      if (walk.is_token(at)) continue;
+      for (int64_t head = head_begin; head < head_end; ++head)
+        for (int64_t p = 0; p < a.head_dim; ++p)
+          static_cast<decltype(zero)*>(a.y)[walk.row * a.y_strides[0] + at * a.y_strides[1] +
+                                            head * a.y_strides[2] + p * a.y_strides[3]] = zero;
+    }
+  });
 }
 
 }  // namespace

@@ -2,5 +2,5 @@
 
 void effinfer::ssd_state_update_avx2(const SsdStateUpdate& a, int64_t row, int64_t head_begin,
                                      int64_t head_end) {
-  dispatch(a, row, head_begin, head_end);
+  update_heads(a, row, head_begin, head_end);
 }

@@ -6,93 +6,117 @@
 namespace effinfer {
 namespace {
 
-template <class X, class BC>
-struct HeadUpdate {
-  const SsdStateUpdate& a;
-  int64_t row, head;
+// n <= kLanes elements of any type; the other lanes are zero.
+Vec load_any(const void* data, DType type, int64_t offset, int64_t stride, int64_t n) {
+  float values[kLanes];
+  load_row(values, data, type, offset, stride, n);
+  return load(values);
+}
 
-  const float* per_head(const float* t, const int64_t* strides) const {
-    return t + head * strides[0];
+class RowUpdate {
+ public:
+  RowUpdate(const SsdStateUpdate& args, int64_t row) : a(args), row_(row) {}
+
+  void run(int64_t head, float* state) {
+    const int64_t P = a.head_dim, N = a.state_dim, group = head / (a.heads / a.groups);
+    const float* const A = a.A + head * a.A_strides[0];
+    const bool rates = a.A_strides[2] != 0;
+    const bool one_decay = a.dt_strides[2] == 0 && a.A_strides[1] == 0 && !rates &&
+                           (a.dt_bias == nullptr || a.dt_bias_strides[1] == 0);
+    Vec step{}, decay{};
+    for (int64_t p = 0; p < P; p += kLanes) {
+      const int64_t rows = least(kLanes, P - p);
+      if (p == 0 || !one_decay) {
+        step = decay = steps(head, p, rows);
+        if (!rates) decay = exp(step * load_strided(A + p * a.A_strides[1], a.A_strides[1], rows));
+      }
+      const Vec x = signal(a.x, a.x_strides, head, p, rows), input = step * x;
+      Vec y{};
+      for (int64_t n = 0; n < N; n += kColumns) {
+        hold(group, n);
+        float* const S = state + p * a.state_strides[2] + n;
+        const StepArgs args = {.from = S,
+                               .to = S,
+                               .from_stride = a.state_strides[2],
+                               .to_stride = a.state_strides[2],
+                               .N = least(kColumns, N - n),
+                               .B = B_,
+                               .C = C_,
+                               .A = A + p * a.A_strides[1] + n,
+                               .A_stride = a.A_strides[1]};
+        y = y + (rates ? step_rows<true>(args, rows, decay, input)
+                       : step_rows<false>(args, rows, decay, input));
+      }
+      if (a.D != nullptr)
+        y = fma(
+            load_strided(a.D + head * a.D_strides[0] + p * a.D_strides[1], a.D_strides[1], rows), x,
+            y);
+      if (a.z != nullptr) y = y * silu(signal(a.z, a.z_strides, head, p, rows));
+      put(head, p, rows, y);
+    }
   }
 
-  Vec steps(int64_t p, int64_t n) const {
-    const auto at = row * a.dt_strides[0] + head * a.dt_strides[1] + p * a.dt_strides[2];
+  void skip(int64_t head) {
+    for (int64_t p = 0; p < a.head_dim; p += kLanes)
+      put(head, p, least(kLanes, a.head_dim - p), Vec{});
+  }
+
+ private:
+  static constexpr int64_t kColumns = 512;
+
+  Vec signal(const void* data, const int64_t* strides, int64_t head, int64_t p, int64_t n) const {
+    return load_any(data, a.x_type, row_ * strides[0] + head * strides[1] + p * strides[2],
+                    strides[2], n);
+  }
+
+  void put(int64_t head, int64_t p, int64_t n, Vec y) const {
     float values[kLanes];
-    load_row(values, a.dt, a.dt_type, at, a.dt_strides[2], n);
-    Vec d = load(values);
-    if (a.dt_bias != nullptr)
-      d = d + load_strided(per_head(a.dt_bias, a.dt_bias_strides) + p * a.dt_bias_strides[1],
-                           a.dt_bias_strides[1], n);
+    store(values, y);
+    const int64_t* const strides = a.y_strides;
+    store_row(a.y, a.x_type, row_ * strides[0] + head * strides[1] + p * strides[2], values,
+              strides[2], n);
+  }
+
+  Vec steps(int64_t head, int64_t p, int64_t n) const {
+    const int64_t* const strides = a.dt_strides;
+    Vec d = load_any(a.dt, a.dt_type, row_ * strides[0] + head * strides[1] + p * strides[2],
+                     strides[2], n);
+    if (a.dt_bias != nullptr) {
+      const int64_t stride = a.dt_bias_strides[1];
+      d = d + load_strided(a.dt_bias + head * a.dt_bias_strides[0] + p * stride, stride, n);
+    }
     if (a.dt_softplus) d = softplus(d);
     return min(splat(a.dt_max), max(splat(a.dt_min), d));  // NaN stays: the second operand
   }
 
-  template <Decay kDecay>
-  void run(float* state) const {
-    const int64_t group = head / (a.heads / a.groups), P = a.head_dim;
-    const X* const x = static_cast<const X*>(a.x) + row * a.x_strides[0] + head * a.x_strides[1];
-    X* const y = static_cast<X*>(a.y) + row * a.y_strides[0] + head * a.y_strides[1];
-    const float* const A = per_head(a.A, a.A_strides);
-    StepArgs<BC> s = {state,
-                      state,
-                      a.state_strides[2],
-                      a.state_strides[2],
-                      a.state_dim,
-                      static_cast<const BC*>(a.B) + row * a.B_strides[0] + group * a.B_strides[1],
-                      static_cast<const BC*>(a.C) + row * a.C_strides[0] + group * a.C_strides[1],
-                      A,
-                      a.A_strides[1]};
-    Vec step{}, decay{};
-    if constexpr (kDecay == Decay::kHead) {
-      step = splat(steps(0, 1)[0]);
-      decay = exp(step * splat(A[0]));
-    }
-    for (int64_t p = 0; p < P; p += kLanes) {
-      const int64_t n = least(kLanes, P - p);
-      if constexpr (kDecay != Decay::kHead) step = decay = steps(p, n);
-      if constexpr (kDecay == Decay::kRow)
-        decay = exp(step * load_strided(A + p * a.A_strides[1], a.A_strides[1], n));
-      const Vec value = load_strided(x + p * a.x_strides[2], a.x_strides[2], n);
-      Vec out = step_rows<kDecay>(s, n, decay, step * value);
-      if (a.D != nullptr)
-        out = fma(load_strided(per_head(a.D, a.D_strides) + p * a.D_strides[1], a.D_strides[1], n),
-                  value, out);
-      if (a.z != nullptr)
-        out = out * silu(load_strided(static_cast<const X*>(a.z) + row * a.z_strides[0] +
-                                          head * a.z_strides[1] + p * a.z_strides[2],
-                                      a.z_strides[2], n));
-      store_strided(y + p * a.y_strides[2], a.y_strides[2], out, n);
-      s.from = s.to += kLanes * s.to_stride;
-      s.A += kLanes * s.A_stride;
-    }
+  // B and C of a group, up to kColumns of them from column n, as float32 for all of its heads.
+  void hold(int64_t group, int64_t n) {
+    if (group == group_ && n == column_) return;
+    const int64_t count = least(kColumns, a.state_dim - n);
+    const auto offset = [&](const int64_t* strides) {
+      return row_ * strides[0] + group * strides[1] + n * strides[2];
+    };
+    load_row(B_, a.B, a.B_type, offset(a.B_strides), a.B_strides[2], count);
+    load_row(C_, a.C, a.B_type, offset(a.C_strides), a.C_strides[2], count);
+    group_ = group;
+    column_ = n;
   }
 
-  void skip() const {
-    X* const y = static_cast<X*>(a.y) + row * a.y_strides[0] + head * a.y_strides[1];
-    for (int64_t p = 0; p < a.head_dim; ++p) y[p * a.y_strides[2]] = X{};
-  }
+  const SsdStateUpdate& a;
+  const int64_t row_;
+  int64_t group_ = -1, column_ = -1;
+  float B_[kColumns], C_[kColumns];
 };
 
-void dispatch(const SsdStateUpdate& a, int64_t row, int64_t head_begin, int64_t head_end) {
+void update_heads(const SsdStateUpdate& a, int64_t row, int64_t head_begin, int64_t head_end) {
   const int64_t slot = a.state_indices != nullptr ? a.state_indices[row] : row;
-  const bool one_step = a.dt_strides[2] == 0 && (a.dt_bias == nullptr || a.dt_bias_strides[1] == 0);
-  const bool one_rate = a.A_strides[2] == 0;
-  with_type(a.x_type, [&](auto x) {
-    with_type(a.B_type, [&](auto b) {
-      for (int64_t head = head_begin; head < head_end; ++head) {
-        const HeadUpdate<decltype(x), decltype(b)> update = {a, row, head};
-        float* const state = a.state + slot * a.state_strides[0] + head * a.state_strides[1];
-        if (slot < 0)
-          update.skip();
-        else if (!one_rate)
-          update.template run<Decay::kElement>(state);
-        else if (one_step && a.A_strides[1] == 0)
-          update.template run<Decay::kHead>(state);
-        else
-          update.template run<Decay::kRow>(state);
-      }
-    });
-  });
+  RowUpdate update(a, row);
+  for (int64_t head = head_begin; head < head_end; ++head) {
+    if (slot < 0)
+      update.skip(head);
+    else
+      update.run(head, a.state + slot * a.state_strides[0] + head * a.state_strides[1]);
+  }
 }
 
 }  // namespace

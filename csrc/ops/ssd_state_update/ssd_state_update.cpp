@@ -17,10 +17,9 @@ constexpr Kernel<SsdStateUpdateFn> kKernels[] = {
 
 constexpr int64_t kGrainElements = 32768;  // about 5 us: less is not worth waking a thread
 
-// The vector kernels walk N: what lies along it must be dense (A may also be constant).
+// The vector kernels walk N: the state must be dense along it, and A dense or constant.
 bool dense_along_n(const SsdStateUpdate& a) {
-  return a.state_strides[3] == 1 && a.B_strides[2] == 1 && a.C_strides[2] == 1 &&
-         a.A_strides[2] <= 1 && a.A_strides[2] >= 0;
+  return a.state_strides[3] == 1 && a.A_strides[2] <= 1 && a.A_strides[2] >= 0;
 }
 
 }  // namespace
