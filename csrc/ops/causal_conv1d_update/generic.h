@@ -30,6 +30,78 @@ struct States {
   }
 };
 
+// The elements at even and at odd places of two vectors, and back.
+template <int... j>
+EFFINFER_INLINE void part(Vec& a, Vec& b, Lanes<j...>) {
+  const Vec even = __builtin_shufflevector(a, b, (2 * j)...);
+  b = __builtin_shufflevector(a, b, (2 * j + 1)...);
+  a = even;
+}
+template <int... j>
+EFFINFER_INLINE void join(Vec& a, Vec& b, Lanes<j...>) {
+  const Vec low = __builtin_shufflevector(a, b, (j % 2 * kLanes + j / 2)...);
+  b = __builtin_shufflevector(a, b, (j % 2 * kLanes + j / 2 + kLanes / 2)...);
+  a = low;
+}
+
+// Four dense columns of kLanes channels. In a model's step they are not in cache, and hardware
+// prefetchers stop at the end of a page, after 256 channels: without these prefetches the whole
+// update takes 14 us instead of 10.
+constexpr int64_t kFour = 4;
+
+template <class T>
+EFFINFER_INLINE void load_fours(const T* p, Vec (&c)[kFour]) {
+  constexpr int64_t kBytes = kFour * kLanes * static_cast<int64_t>(sizeof(T)), kLine = 64;
+  constexpr int64_t kAhead = 16 * kBytes;
+  EFFINFER_UNROLL
+  for (int64_t i = 0; i < kBytes; i += kLine)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead + i);
+  for (int i = 0; i < kFour; ++i) c[i] = load(p + i * kLanes);
+  part(c[0], c[1], AllLanes{});
+  part(c[2], c[3], AllLanes{});
+  part(c[0], c[2], AllLanes{});
+  part(c[1], c[3], AllLanes{});
+}
+
+template <class T>
+EFFINFER_INLINE void store_fours(T* p, Vec c0, Vec c1, Vec c2, Vec c3) {
+  join(c0, c2, AllLanes{});
+  join(c1, c3, AllLanes{});
+  join(c0, c1, AllLanes{});
+  join(c2, c3, AllLanes{});
+  store(p, c0);
+  store(p + kLanes, c1);
+  store(p + 2 * kLanes, c2);
+  store(p + 3 * kLanes, c3);
+}
+
+// kLanes channels of width 4 with dense states of 4 columns, as every Mamba has them.
+template <class X, class S>
+void update_fours(const CausalConv1dUpdate& a, int64_t d) {
+  Vec weight[kFour], column[kFour];
+  load_fours(a.weight + d * kFour, weight);
+  const Vec bias = a.bias != nullptr ? load(a.bias + d) : Vec{};
+  for (int64_t b = 0; b < a.batch; ++b) {
+    const int64_t slot = a.slots != nullptr ? a.slots[b] : b;
+    S* const state = static_cast<S*>(a.state) + slot * a.state_slot + d * kFour;
+    for (int64_t t = 0; t < a.length; ++t) {
+      Vec result{};
+      if (slot >= 0) {
+        const X* x = static_cast<const X*>(a.x) + b * a.x_batch + d * a.x_dim + t * a.x_time;
+        const Vec newest = load_lanes(x, a.x_dim, kLanes);
+        load_fours(state, column);
+        Vec sum = bias;
+        for (int j = 0; j < kFour - 1; ++j) sum = fma(weight[j], column[j + 1], sum);
+        sum = fma(weight[3], newest, sum);
+        result = a.silu ? silu(sum) : sum;
+        store_fours(state, column[1], column[2], column[3], newest);
+      }
+      X* y = static_cast<X*>(a.y) + b * a.y_batch + d * a.y_dim + t * a.y_time;
+      store_lanes(y, a.y_dim, result, kLanes);
+    }
+  }
+}
+
 template <class X, class S>
 void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
   const int64_t width = a.width, dilation = a.dilation, columns = a.columns, length = a.length;
@@ -67,8 +139,14 @@ void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
 void dispatch(const CausalConv1dUpdate& a, int64_t begin, int64_t end) {
   with_type(a.type, [&](auto x) {
     with_type(a.state_type, [&](auto s) {
-      for (int64_t d = begin; d < end; d += kLanes)
-        update_channels<decltype(x), decltype(s)>(a, d, end - d < kLanes ? end - d : kLanes);
+      const bool fours = a.width == kFour && a.dilation == 1 && a.columns == kFour &&
+                         a.state_column == 1 && a.state_dim == kFour;
+      for (int64_t d = begin; d < end; d += kLanes) {
+        if (fours && end - d >= kLanes)
+          update_fours<decltype(x), decltype(s)>(a, d);
+        else
+          update_channels<decltype(x), decltype(s)>(a, d, end - d < kLanes ? end - d : kLanes);
+      }
     });
   });
 }
