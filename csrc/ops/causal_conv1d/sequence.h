@@ -64,20 +64,5 @@ struct Sequence {
   }
 };
 
-// silu in place, of n floats rounded up to whole vectors.
-inline void activate(float* y, int64_t n) {
-  constexpr int kEach = 4;
-  int64_t i = 0;
-  for (; i + kEach * kLanes <= n; i += kEach * kLanes) {
-    Vec x[kEach];
-    EFFINFER_UNROLL
-    for (int k = 0; k < kEach; ++k) x[k] = load(y + i + k * kLanes);
-    silu_each(x);
-    EFFINFER_UNROLL
-    for (int k = 0; k < kEach; ++k) store(y + i + k * kLanes, x[k]);
-  }
-  for (; i < n; i += kLanes) store(y + i, silu(load(y + i)));
-}
-
 }  // namespace
 }  // namespace effinfer

@@ -1,0 +1,193 @@
+// Runs of positions, by layout:
+//   rows_run    float32, channels dense in x and y: straight from memory to memory, channels in the
+//               lanes
+//   times_run   times dense: times in the lanes; float32 straight from memory to memory, 16-bit
+//               types widened once, not once a tap, into a line of float32 that stays in L1
+//   blocks_run  anything else, and edges: strips of channels pass through small dense float32
+//   blocks
+//               in L1, read and written in memory's own order
+#pragma once
+#include "ops/causal_conv1d/sequence.h"
+#include "ops/causal_conv1d/widths.h"
+
+namespace effinfer {
+namespace {
+
+constexpr int64_t kBlock = 512;  // channels whose filters are transposed at once
+constexpr int64_t kMaxStrip = 128, kBlockElements = 2048;  // of a block: its channels, and all
+constexpr int64_t kAhead = 512;                            // times to prefetch ahead
+constexpr int64_t kLineTimes = 1024, kLinePast = 256;      // of a line of float32
+
+template <class X>
+const char* bytes(const X* p) {
+  return reinterpret_cast<const char*>(p);
+}
+
+EFFINFER_INLINE int64_t distance(int64_t stride) { return stride < 0 ? -stride : stride; }
+
+// A dilated filter is `dilation` plain ones, on every dilation-th row: how many of `rows` rows are
+// of the given phase.
+EFFINFER_INLINE int64_t rows_of_phase(int64_t rows, int64_t phase, int64_t dilation) {
+  return (rows - phase + dilation - 1) / dilation;
+}
+
+// The filters of n channels from d on, a vector of channels at a time.
+void read_filters(Vec* filter, const float* weight, const float* bias, int64_t width, int64_t d,
+                  int64_t n) {
+  for (int64_t c = d; c < d + n; c += kLanes) {
+    const int64_t lanes = d + n - c < kLanes ? d + n - c : kLanes;
+    *filter++ = bias != nullptr ? load_lanes(bias + c, 1, lanes) : Vec{};
+    for (int64_t j = 0; j < width; ++j)
+      *filter++ = load_lanes(weight + c * width + j, width, lanes);
+  }
+}
+
+void rows_run(const Sequence<float>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
+  const int64_t x_pitch = s.x_time * s.dilation, y_pitch = s.y_time * s.dilation;
+  const int64_t size = sizeof(float);
+  const auto run = loops_of(s.width).rows;
+  Vec filters[kBlock / kLanes * kMaxFilter];
+  for (int64_t d = d0; d < d1; d += kBlock) {
+    const int64_t n = d1 - d < kBlock ? d1 - d : kBlock;
+    read_filters(filters, s.weight, s.bias, s.width, d, n);
+    for (int64_t phase = 0; phase < s.dilation; ++phase) {
+      const float* x = s.x + (t0 + phase) * s.x_time + d;
+      float* y = s.y + (t0 + phase) * s.y_time + d;
+      run({x,
+           y,
+           filters,
+           x_pitch,
+           y_pitch,
+           rows_of_phase(t1 - t0, phase, s.dilation),
+           n,
+           s.silu_on,
+           {bytes(x + kTileRows * x_pitch), bytes(y + kTileRows * y_pitch), x_pitch * size,
+            y_pitch * size, size}});
+    }
+  }
+}
+
+// n elements, n >= kLanes, from one type to another; the last vector overlaps the one before.
+template <class To, class From>
+void convert(To* to, const From* from, int64_t n) {
+  for (int64_t i = 0; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  store(to + n - kLanes, load(from + n - kLanes));
+}
+
+template <class X>
+void times_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
+  constexpr bool kDirect = sizeof(X) == sizeof(float);
+  const auto run = loops_of(s.width).times;
+  alignas(64) float in[kLinePast + kLineTimes + kLanes], out[kLineTimes + kLanes];
+  Vec filter[kMaxFilter];
+  for (int64_t d = d0; d < d1; ++d) {
+    filter[0] = splat(s.bias != nullptr ? s.bias[d] : 0.f);
+    for (int64_t j = 0; j < s.width; ++j) filter[1 + j] = splat(s.weight[d * s.width + j]);
+    for (int64_t t = t0, n; t < t1; t += n) {
+      // What is left after a whole line is a whole vector at least.
+      n = kDirect || t1 - t < kLineTimes + kLanes ? t1 - t : kLineTimes;
+      const X* x = s.x + d * s.x_dim + t;
+      X* y = s.y + d * s.y_dim + t;
+      const Ahead ahead = {bytes(x + kAhead), bytes(y + kAhead), 0, 0, sizeof(X)};
+      if constexpr (kDirect) {
+        run({x, y, filter, n, s.dilation, s.silu_on, ahead});
+      } else {
+        convert(in, x - s.past, n + s.past);
+        run({in + s.past, out, filter, n, s.dilation, s.silu_on, ahead});
+        convert(y, out, n);
+      }
+    }
+  }
+}
+
+// body(row, channel, lanes) for each vector of a block, in the order of memory.
+template <class Body>
+EFFINFER_INLINE void each_vector(int64_t rows, int64_t n, int64_t dim_stride, int64_t time_stride,
+                                 Body body) {
+  const int64_t whole = n / kLanes * kLanes;
+  if (distance(dim_stride) <= distance(time_stride)) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < whole; c += kLanes) body(r, c, kLanes);
+      if (whole < n) body(r, whole, n - whole);
+    }
+  } else {
+    for (int64_t c = 0; c < n; c += kLanes)
+      for (int64_t r = 0; r < rows; ++r) body(r, c, c < whole ? kLanes : n - whole);
+  }
+}
+
+// Rows of columns t, t + s.dilation, ..
+template <class X>
+void read_rows(float* block, int64_t pitch, const Sequence<X>& s, int64_t t, int64_t d,
+               int64_t rows, int64_t n) {
+  each_vector(rows, n, s.x_dim, s.x_time, [=, &s](int64_t r, int64_t c, int64_t lanes) {
+    store(block + r * pitch + c, s.column(t + r * s.dilation, d + c, lanes));
+  });
+}
+
+template <class X>
+void write_rows(X* y, const float* block, int64_t pitch, int64_t y_dim, int64_t y_pitch,
+                int64_t rows, int64_t n) {
+  each_vector(rows, n, y_dim, y_pitch, [=](int64_t r, int64_t c, int64_t lanes) {
+    store_lanes(y + r * y_pitch + c * y_dim, y_dim, load(block + r * pitch + c), lanes);
+  });
+}
+
+template <class X>
+void blocks_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
+  const int64_t x_pitch = s.x_time * s.dilation, y_pitch = s.y_time * s.dilation;
+  const int64_t before = s.width - 1, size = sizeof(X);
+  const auto run = loops_of(s.width).rows;
+  // Long in the direction in which memory runs.
+  const int64_t strip = distance(s.x_dim) <= distance(s.x_time) ? kMaxStrip : kMaxStrip / 4;
+  const int64_t chunk = kBlockElements / strip;
+  alignas(64) float in[(kMaxWidth - 1) * kMaxStrip + kBlockElements], out[kBlockElements];
+  Vec filters[kMaxStrip / kLanes * kMaxFilter];
+  float* const now = in + before * strip;
+  for (int64_t d = d0; d < d1; d += strip) {
+    const int64_t n = d1 - d < strip ? d1 - d : strip;
+    const int64_t whole = (n + kLanes - 1) / kLanes * kLanes;
+    read_filters(filters, s.weight, s.bias, s.width, d, n);
+    for (int64_t phase = 0; phase < s.dilation; ++phase) {
+      int64_t t = t0 + phase, rows = 0;
+      X* y = s.y + t * s.y_time + d * s.y_dim;
+      read_rows(in, strip, s, t - s.past, d, before, n);
+      for (int64_t left = rows_of_phase(t1 - t0, phase, s.dilation); left > 0; left -= rows) {
+        rows = left < chunk ? left : chunk;
+        read_rows(now, strip, s, t, d, rows, n);
+        t += rows * s.dilation;
+        const X* x = s.x + t * s.x_time + d * s.x_dim;  // of the next block
+        run({now,
+             out,
+             filters,
+             strip,
+             strip,
+             rows,
+             whole,
+             s.silu_on,
+             {bytes(x), bytes(y + rows * y_pitch), x_pitch * size, y_pitch * size,
+              s.x_dim == 1 && s.y_dim == 1 ? size : 0}});
+        write_rows(y, out, strip, s.y_dim, y_pitch, rows, n);
+        y += rows * y_pitch;
+        std::memmove(in, in + rows * strip, static_cast<size_t>(before * strip) * sizeof(float));
+      }
+    }
+  }
+}
+
+template <class X>
+void inside_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
+  constexpr bool kDirect = sizeof(X) == sizeof(float);
+  if (s.x_time == 1 && s.y_time == 1 && t1 - t0 >= kLanes && (kDirect || s.past <= kLinePast))
+    return times_run(s, d0, d1, t0, t1);
+  int64_t middle = d0;
+  if constexpr (kDirect)
+    if (s.x_dim == 1 && s.y_dim == 1) {
+      middle = d0 + (d1 - d0) / kLanes * kLanes;
+      rows_run(s, d0, middle, t0, t1);
+    }
+  blocks_run(s, middle, d1, t0, t1);
+}
+
+}  // namespace
+}  // namespace effinfer
