@@ -41,23 +41,27 @@ void widen(const W* w, int64_t terms, float* out) {
   }
 }
 
-// All rows against P panels, in tiles of nearly equal height. Each tile prefetches a part of the
-// weights that come next, `lines` per panel.
+// All rows against P panels, in tiles of nearly equal height that prefetch the weights that come
+// next, `lines` per panel. Of float32 the first two prefetch them all; 16-bit weights are half as
+// many lines and at most four tiles (kWidenRows), which take even shares.
 template <int P, class W>
 void sweep_rows(TileArgs<W> args, int64_t rows, int64_t lines) {
+  constexpr int kLess = sizeof(W) == sizeof(float) ? kNever : kSeldom;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t wanted = args.terms > 0 ? 4 * lines / (tiles * args.terms) : 0;
-  const int each = wanted >= 4 ? 4 : wanted >= 2 || (tiles == 3 && lines == args.terms) ? 2 : 1;
-  const int64_t share = args.terms / 4 * each;
   for (int64_t left = tiles; left > 0; --left) {
     const int64_t height = rows / left;
-    tile_of<kTileRows, P, W>(height, lines > 0 ? each : 0, args);
+    const bool often = kLess == kNever ? lines > 0 : tiles == 1;
+    if (often)
+      tile_of<kTileRows, P, kOften, W>(height, args);
+    else
+      tile_of<kTileRows, P, kLess, W>(height, args);
+    const int64_t prefetched = args.terms / (often ? kOften : kUnroll);
     rows -= height;
-    lines -= share;
+    lines -= prefetched;
     args.x += height * kXStride;
     if (args.before.at != nullptr) args.before.at += height * args.before.row;
     args.after.at += height * args.after.row;
-    args.ahead += share * kLine;
+    args.ahead += prefetched * kLine;
   }
 }
 
@@ -81,7 +85,7 @@ void panels_times_rows(TileArgs<W> args, int64_t rows, float* wide) {
 template <int R, int P, class W>
 void stream_panels(TileArgs<W> args, int64_t panels) {
   for (; panels >= P; panels -= P) {
-    tile<R, P, 0, W>(args);
+    tile<R, P, kNever, W>(args);
     args.w += P * args.panel_stride;
     if (args.before.at != nullptr) args.before.at += P * args.before.panel;
     args.after.at += P * args.after.panel;
@@ -97,18 +101,14 @@ void multiply(TileArgs<W> args, int64_t panels, int64_t rows, float* wide) {
     if (rows <= kTileRows) return strip_panels(args, panels, rows, wide);
   }
   if (rows == 2) return stream_panels<2, 2, W>(args, panels);
-  for (int64_t p = 0; p < panels;) {
-    const bool full = panels - p >= kTilePanels;
-    if (full)
-      panels_times_rows<kTilePanels, W>(args, rows, wide);
-    else
-      panels_times_rows<1, W>(args, rows, wide);
-    const int64_t width = full ? kTilePanels : 1;
-    args.w += width * args.panel_stride;
-    args.ahead += width * args.panel_stride * static_cast<int64_t>(sizeof(W));
-    if (args.before.at != nullptr) args.before.at += width * args.before.panel;
-    args.after.at += width * args.after.panel;
-    p += width;
+  for (; panels > 0; panels -= kTilePanels) {
+    // A panel by itself is multiplied twice over, to the same place.
+    if (panels < kTilePanels) args.panel_stride = args.before.panel = args.after.panel = 0;
+    panels_times_rows<kTilePanels, W>(args, rows, wide);
+    args.w += kTilePanels * args.panel_stride;
+    args.ahead += kTilePanels * args.panel_stride * static_cast<int64_t>(sizeof(W));
+    if (args.before.at != nullptr) args.before.at += kTilePanels * args.before.panel;
+    args.after.at += kTilePanels * args.after.panel;
   }
 }
 

@@ -14,10 +14,13 @@ constexpr int kPanelVecs = static_cast<int>(kPanel) / kLanes;
 
 // The largest tile: its sums, one row of weights and one element of x fill the registers.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 12, kTilePanels = 2;
+constexpr int kTileRows = 12, kTilePanels = 2, kUnroll = 2;
 #else
-constexpr int kTileRows = 6, kTilePanels = 1;
+constexpr int kTileRows = 6, kTilePanels = 1, kUnroll = 4;
 #endif
+
+// How often a tile prefetches a line of what comes next: every so many terms, or not at all.
+constexpr int kNever = 0, kOften = 2, kSeldom = kUnroll;
 
 #if defined(__aarch64__)
 using Element = float;  // fmla takes it from lane 0: spreading it would cost a vector pipe
@@ -87,9 +90,9 @@ struct TileArgs {
   const char* ahead;     // weights to prefetch, per panel
 };
 
-// kLines: prefetched every four terms, 0, 1, 2 or 4. No branch on it inside the loop: that alone
-// costs 2 %.
-template <int R, int P, int kLines, class W>
+// No branch on kPrefetch inside the loop: that alone costs 2 %, and so does prefetching what is
+// there already.
+template <int R, int P, int kPrefetch, class W>
 __attribute__((noinline)) void tile(const TileArgs<W>& args) {
   constexpr int kVecs = P * kPanelVecs;
   const int64_t panel_stride = args.panel_stride;
@@ -126,14 +129,14 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
     ahead += kLine;
   };
   int64_t left = args.terms;
-  for (; left >= 4; left -= 4) {
+  for (; left >= kUnroll; left -= kUnroll) {
     EFFINFER_UNROLL
-    for (int64_t k = 0; k < 4; ++k) {
-      if (k * kLines % 4 < kLines) prefetch_next();
+    for (int64_t k = 0; k < kUnroll; ++k) {
+      if (kPrefetch != kNever && k % kPrefetch == 0) prefetch_next();
       step(k);
     }
-    w += 4 * kPanel;
-    x += 4;
+    w += kUnroll * kPanel;
+    x += kUnroll;
   }
   for (; left > 0; --left) {
     step(0);
@@ -159,16 +162,17 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
   }
 }
 
-// The tile of a run-time number of rows, 1 <= rows <= R, and lines.
-template <int R, int P, class W>
-EFFINFER_INLINE void tile_of(int64_t rows, int lines, const TileArgs<W>& args) {
-  if constexpr (R > 1) {
-    if (rows < R) return tile_of<R - 1, P, W>(rows, lines, args);
+// The fewest rows of a tile: fewer of them, or one tile of float32, go other ways.
+template <class W>
+constexpr int kLeastTileRows = sizeof(W) == sizeof(float) ? (kTileRows + 1) / 2 : 3;
+
+// The tile of a run-time number of rows, kLeastTileRows <= rows <= R.
+template <int R, int P, int kPrefetch, class W>
+EFFINFER_INLINE void tile_of(int64_t rows, const TileArgs<W>& args) {
+  if constexpr (R > kLeastTileRows<W>) {
+    if (rows < R) return tile_of<R - 1, P, kPrefetch, W>(rows, args);
   }
-  if (lines == 0) return tile<R, P, 0, W>(args);
-  if (lines == 1) return tile<R, P, 1, W>(args);
-  if (lines == 2) return tile<R, P, 2, W>(args);
-  tile<R, P, 4, W>(args);
+  tile<R, P, kPrefetch, W>(args);
 }
 
 }  // namespace
