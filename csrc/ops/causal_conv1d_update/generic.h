@@ -9,6 +9,20 @@ namespace {
 
 constexpr int64_t kMaxKeptWidth = 8;  // taps whose weights stay in registers
 
+// n elements of x or y from `at` on, where the type is not worth a copy of the caller.
+__attribute__((noinline)) Vec load_any(const void* data, DType type, int64_t at, int64_t stride,
+                                       int64_t n) {
+  Vec x{};
+  with_type(type,
+            [&](auto t) { x = load_lanes(static_cast<const decltype(t)*>(data) + at, stride, n); });
+  return x;
+}
+
+__attribute__((noinline)) void store_any(void* data, DType type, int64_t at, int64_t stride, Vec x,
+                                         int64_t n) {
+  with_type(type, [&](auto t) { store_lanes(static_cast<decltype(t)*>(data) + at, stride, x, n); });
+}
+
 // The states of up to kLanes channels of one slot.
 template <class S>
 struct States {
@@ -75,7 +89,8 @@ EFFINFER_INLINE void store_fours(T* p, Vec c0, Vec c1, Vec c2, Vec c3) {
   store(p + 3 * kLanes, c3);
 }
 
-// kLanes channels of width 4 with dense states of 4 columns, as every Mamba has them.
+// kLanes channels of width 4 with dense states of 4 columns, as every Mamba has them, x and y
+// dense.
 template <class X, class S>
 void update_fours(const CausalConv1dUpdate& a, int64_t d) {
   Vec weight[kFour], column[kFour];
@@ -87,8 +102,7 @@ void update_fours(const CausalConv1dUpdate& a, int64_t d) {
     for (int64_t t = 0; t < a.length; ++t) {
       Vec result{};
       if (slot >= 0) {
-        const X* x = static_cast<const X*>(a.x) + b * a.x_batch + d * a.x_dim + t * a.x_time;
-        const Vec newest = load_lanes(x, a.x_dim, kLanes);
+        const Vec newest = load(static_cast<const X*>(a.x) + b * a.x_batch + d + t * a.x_time);
         load_fours(state, column);
         Vec sum = bias;
         for (int j = 0; j < kFour - 1; ++j) sum = fma(weight[j], column[j + 1], sum);
@@ -96,16 +110,14 @@ void update_fours(const CausalConv1dUpdate& a, int64_t d) {
         result = a.silu ? silu(sum) : sum;
         store_fours(state, column[1], column[2], column[3], newest);
       }
-      X* y = static_cast<X*>(a.y) + b * a.y_batch + d * a.y_dim + t * a.y_time;
-      store_lanes(y, a.y_dim, result, kLanes);
+      store(static_cast<X*>(a.y) + b * a.y_batch + d + t * a.y_time, result);
     }
   }
 }
 
-template <class X, class S>
+template <class S>
 void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
   const int64_t width = a.width, dilation = a.dilation, columns = a.columns, length = a.length;
-  const int64_t x_time = a.x_time, y_time = a.y_time, x_dim = a.x_dim, y_dim = a.y_dim;
   const bool silu_on = a.silu;
   const Vec bias = a.bias != nullptr ? load_lanes(a.bias + d, 1, n) : Vec{};
   Vec kept[kMaxKeptWidth];
@@ -113,14 +125,13 @@ void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
   for (int64_t j = 0; j < width && j < kMaxKeptWidth; ++j) kept[j] = weight(j);
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t slot = a.slots != nullptr ? a.slots[b] : b;
-    const X* x = static_cast<const X*>(a.x) + b * a.x_batch + d * x_dim;
-    X* y = static_cast<X*>(a.y) + b * a.y_batch + d * y_dim;
+    int64_t x = b * a.x_batch + d * a.x_dim, y = b * a.y_batch + d * a.y_dim;
     const States<S> states = {static_cast<S*>(a.state) + slot * a.state_slot + d * a.state_dim,
                               a.state_dim, a.state_column, columns, n};
-    for (int64_t t = 0; t < length; ++t, x += x_time, y += y_time) {
+    for (int64_t t = 0; t < length; ++t, x += a.x_time, y += a.y_time) {
       Vec result{};
       if (slot >= 0) {
-        const Vec newest = load_lanes(x, x_dim, n);
+        const Vec newest = load_any(a.x, a.type, x, a.x_dim, n);
         Vec sum = bias;
         for (int64_t j = 0; j < width; ++j)
           sum = fma(j < kMaxKeptWidth ? kept[j] : weight(j),
@@ -131,23 +142,21 @@ void update_channels(const CausalConv1dUpdate& a, int64_t d, int64_t n) {
           states.put(columns - 1, newest);
         }
       }
-      store_lanes(y, y_dim, result, n);
+      store_any(a.y, a.type, y, a.y_dim, result, n);
     }
   }
 }
 
 void dispatch(const CausalConv1dUpdate& a, int64_t begin, int64_t end) {
-  with_type(a.type, [&](auto x) {
-    with_type(a.state_type, [&](auto s) {
-      const bool fours = a.width == kFour && a.dilation == 1 && a.columns == kFour &&
-                         a.state_column == 1 && a.state_dim == kFour;
-      for (int64_t d = begin; d < end; d += kLanes) {
-        if (fours && end - d >= kLanes)
-          update_fours<decltype(x), decltype(s)>(a, d);
-        else
-          update_channels<decltype(x), decltype(s)>(a, d, end - d < kLanes ? end - d : kLanes);
-      }
-    });
+  with_type(a.state_type, [&](auto s) {
+    using State = decltype(s);
+    if (a.width == kFour && a.dilation == 1 && a.columns == kFour && a.state_column == 1 &&
+        a.state_dim == kFour && a.x_dim == 1 && a.y_dim == 1)
+      with_type(a.type, [&](auto x) {
+        for (; begin + kLanes <= end; begin += kLanes) update_fours<decltype(x), State>(a, begin);
+      });
+    for (; begin < end; begin += kLanes)
+      update_channels<State>(a, begin, end - begin < kLanes ? end - begin : kLanes);
   });
 }
 
