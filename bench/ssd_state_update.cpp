@@ -6,7 +6,7 @@ namespace effinfer::bench {
 namespace {
 
 // One group, D and softplus, as a Mamba-2 layer decodes.
-Case update_case(int64_t batch, int64_t heads, int64_t P, int64_t N, DType type) {
+Case ssd_update_case(int64_t batch, int64_t heads, int64_t P, int64_t N, DType type) {
   const int64_t width = heads * P + 2 * N, states = batch * heads * P * N;
   const auto xbc = values(batch * width, type), dt = values(batch * heads, type);
   const auto A = values(heads, DType::f32, -16.f, -1.f), D = values(heads);
@@ -60,12 +60,13 @@ Case update_case(int64_t batch, int64_t heads, int64_t P, int64_t N, DType type)
   };
 }
 
-std::vector<Case> update_cases() {
-  return {update_case(1, 24, 64, 128, DType::f32), update_case(1, 24, 64, 128, DType::bf16),
-          update_case(8, 24, 64, 128, DType::f32), update_case(64, 24, 64, 128, DType::f32)};
+std::vector<Case> ssd_update_cases() {
+  return {ssd_update_case(1, 24, 64, 128, DType::f32), ssd_update_case(1, 24, 64, 128, DType::bf16),
+          ssd_update_case(8, 24, 64, 128, DType::f32),
+          ssd_update_case(64, 24, 64, 128, DType::f32)};
 }
 
-const Registration kSsdStateUpdate("ssd_state_update", update_cases);
+const Registration kSsdStateUpdate("ssd_state_update", ssd_update_cases);
 
 }  // namespace
 }  // namespace effinfer::bench

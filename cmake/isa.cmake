@@ -1,9 +1,11 @@
 # A source file named after an instruction set is compiled with that set's flags, and left out
 # where the processor family has no such set.
+set(scalar_flags $<$<CONFIG:Release>:-O2>)  # a fallback: -O3 compiles up to 7x as long
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(avx2_flags -mavx2 -mfma -mf16c -mbmi2)
   set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl
-                   -mprefer-vector-width=512 -Wno-maybe-uninitialized)  # gcc 12's own header warns
+                   -mprefer-vector-width=512
+                   -Wno-uninitialized -Wno-maybe-uninitialized)  # gcc 12's own header warns
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set(neon_flags "")
   set(neon_dotprod_flags -march=armv8.2-a+dotprod)
@@ -15,7 +17,7 @@ function(effinfer_isa_sources target folder)
   file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.cpp)
   foreach(source ${sources})
     get_filename_component(name ${source} NAME_WE)
-    if(NOT name MATCHES "^(avx2|avx512|neon|neon_dotprod|neon_i8mm)$")
+    if(NOT name MATCHES "^(scalar|avx2|avx512|neon|neon_dotprod|neon_i8mm)$")
       target_sources(${target} PRIVATE ${source})
     elseif(DEFINED ${name}_flags)
       target_sources(${target} PRIVATE ${source})

@@ -61,6 +61,6 @@ void run(py::handle x_, py::handle weight_, py::handle bias_, bool silu, py::han
   RUN(causal_conv1d, args, x);
 }
 
-void bind(py::module_& m) { m.def("causal_conv1d", &run); }
+void bind(Module& m) { m.def<&run>("causal_conv1d"); }
 
 }  // namespace effinfer::causal_conv1d_binding

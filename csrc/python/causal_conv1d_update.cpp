@@ -70,6 +70,6 @@ void run(py::handle x_, py::handle state_, py::handle weight_, py::handle bias_,
   RUN(causal_conv1d_update, args, x);
 }
 
-void bind(py::module_& m) { m.def("causal_conv1d_update", &run); }
+void bind(Module& m) { m.def<&run>("causal_conv1d_update"); }
 
 }  // namespace effinfer::causal_conv1d_update_binding

@@ -33,6 +33,6 @@ void run(py::handle x_, py::handle weight_, py::handle z_, double eps, int64_t g
   RUN(gated_rms_norm, args, x.tensor);
 }
 
-void bind(py::module_& m) { m.def("gated_rms_norm", &run); }
+void bind(Module& m) { m.def<&run>("gated_rms_norm"); }
 
 }  // namespace effinfer::gated_rms_norm_binding

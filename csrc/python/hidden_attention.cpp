@@ -31,6 +31,6 @@ void run(py::handle delta_, py::handle A, py::handle B, py::handle C, py::handle
   RUN(hidden_attention, args, delta);
 }
 
-void bind(py::module_& m) { m.def("hidden_attention", &run); }
+void bind(Module& m) { m.def<&run>("hidden_attention"); }
 
 }  // namespace effinfer::hidden_attention_binding

@@ -35,6 +35,6 @@ void run(py::handle x_, py::handle weight_, py::handle bias_, double eps, py::ha
   RUN(layer_norm, args, x.tensor);
 }
 
-void bind(py::module_& m) { m.def("layer_norm", &run); }
+void bind(Module& m) { m.def<&run>("layer_norm"); }
 
 }  // namespace effinfer::layer_norm_binding

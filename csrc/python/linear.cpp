@@ -57,9 +57,9 @@ void advise(py::handle tensor) {
   advise_huge_pages(t.data, static_cast<size_t>(t.numel() * size_of(t.dtype())));
 }
 
-void bind(py::module_& m) {
-  m.def("linear", &run);
-  m.def("advise_huge_pages", &advise);
+void bind(Module& m) {
+  m.def<&run>("linear");
+  m.def<&advise>("advise_huge_pages");
 }
 
 }  // namespace effinfer::linear_binding

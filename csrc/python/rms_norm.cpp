@@ -34,6 +34,6 @@ void run(py::handle x_, py::handle weight_, double eps, py::handle residual_, bo
   RUN(rms_norm, args, x.tensor);
 }
 
-void bind(py::module_& m) { m.def("rms_norm", &run); }
+void bind(Module& m) { m.def<&run>("rms_norm"); }
 
 }  // namespace effinfer::rms_norm_binding

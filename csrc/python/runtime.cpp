@@ -10,8 +10,6 @@
 namespace effinfer {
 namespace {
 
-namespace py = pybind11;
-
 // torch's stable C symbols, passed in as addresses so that nothing here links torch.
 int (*g_parallel_for)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 int (*g_get_num_threads)(uint32_t*);
@@ -47,17 +45,17 @@ py::dict kernels() {
 
 }  // namespace
 
-void bind_runtime(py::module_& m) {
+void bind_runtime(Module& m) {
   if (const char* name = isa_env_error())
     throw py::value_error(std::string("EFFINFER_ISA: unknown instruction set '") + name +
                           "' (known: scalar, avx2, avx512, neon, dotprod, i8mm)");
   m.attr("__version__") = EFFINFER_VERSION;
-  m.def("isa", &isa_name);
-  m.def("set_isa", &cap_isa);
-  m.def("kernels", &kernels);
-  m.def("num_threads", &num_threads);
-  m.def("set_num_threads", &set_num_threads);
-  m.def("use_torch_pool", &use_torch_pool);
+  m.def<&isa_name>("isa");
+  m.def<&cap_isa>("set_isa");
+  m.def<&kernels>("kernels");
+  m.def<&num_threads>("num_threads");
+  m.def<&set_num_threads>("set_num_threads");
+  m.def<&use_torch_pool>("use_torch_pool");
 }
 
 }  // namespace effinfer

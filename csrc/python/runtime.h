@@ -1,7 +1,7 @@
 // What the module offers beside the ops: instruction sets, threads, version.
 #pragma once
-#include <pybind11/pybind11.h>
+#include "python/module.h"
 
 namespace effinfer {
-void bind_runtime(pybind11::module_& m);
+void bind_runtime(Module& m);
 }

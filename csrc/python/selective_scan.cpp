@@ -65,6 +65,6 @@ void run(py::handle u_, py::handle delta, py::handle A, py::handle B, py::handle
   RUN(selective_scan, args, u);
 }
 
-void bind(py::module_& m) { m.def("selective_scan", &run); }
+void bind(Module& m) { m.def<&run>("selective_scan"); }
 
 }  // namespace effinfer::selective_scan_binding

@@ -47,6 +47,6 @@ void run(py::handle u_, py::handle transition_, py::handle initial_state, py::ha
   RUN(selective_scan_lmu, args, u);
 }
 
-void bind(py::module_& m) { m.def("selective_scan_lmu", &run); }
+void bind(Module& m) { m.def<&run>("selective_scan_lmu"); }
 
 }  // namespace effinfer::selective_scan_lmu_binding

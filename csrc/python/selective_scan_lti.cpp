@@ -55,6 +55,6 @@ void run(py::handle u_, py::handle A_, py::handle B, py::handle C, py::handle D,
   RUN(selective_scan_lti, args, u);
 }
 
-void bind(py::module_& m) { m.def("selective_scan_lti", &run); }
+void bind(Module& m) { m.def<&run>("selective_scan_lti"); }
 
 }  // namespace effinfer::selective_scan_lti_binding

@@ -74,6 +74,6 @@ void run(py::handle state_, py::handle x_, py::handle dt, py::handle A, py::hand
   RUN(selective_state_update, args, x);
 }
 
-void bind(py::module_& m) { m.def("selective_state_update", &run); }
+void bind(Module& m) { m.def<&run>("selective_state_update"); }
 
 }  // namespace effinfer::selective_state_update_binding

@@ -102,6 +102,6 @@ void run(py::handle x_, py::handle dt_, py::handle A_, py::handle B_, py::handle
   RUN(ssd, args, x);
 }
 
-void bind(py::module_& m) { m.def("ssd", &run); }
+void bind(Module& m) { m.def<&run>("ssd"); }
 
 }  // namespace effinfer::ssd_binding

@@ -86,6 +86,6 @@ void run(py::handle state_, py::handle x_, py::handle dt_, py::handle A_, py::ha
   RUN(ssd_state_update, args, x);
 }
 
-void bind(py::module_& m) { m.def("ssd_state_update", &run); }
+void bind(Module& m) { m.def<&run>("ssd_state_update"); }
 
 }  // namespace effinfer::ssd_state_update_binding

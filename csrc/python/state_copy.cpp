@@ -86,6 +86,6 @@ void run(py::handle dst_, py::handle to_, py::handle src_, py::handle from_) {
   RUN(state_copy, args, dst);
 }
 
-void bind(py::module_& m) { m.def("state_copy", &run); }
+void bind(Module& m) { m.def<&run>("state_copy"); }
 
 }  // namespace effinfer::state_copy_binding

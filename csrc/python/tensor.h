@@ -2,8 +2,6 @@
 // it accepts, a kernel may rely on. The same binding files are compiled into the CPU module and,
 // with EFFINFER_CUDA_MODULE, into the CUDA one (and into the CPU shim that runs the CUDA sources).
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -11,10 +9,9 @@
 #include "base/dtype.h"
 #include "base/gpu_status.h"
 #include "python/dlpack.h"
+#include "python/module.h"
 
 namespace effinfer {
-
-namespace py = pybind11;
 
 constexpr int kMaxDims = 6;
 constexpr int64_t kAny = -1;  // in a wanted shape: any size
