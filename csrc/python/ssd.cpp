@@ -102,6 +102,9 @@ void run(py::handle x_, py::handle dt_, py::handle A_, py::handle B_, py::handle
   RUN(ssd, args, x);
 }
 
-void bind(Module& m) { m.def<&run>("ssd"); }
+void bind(Module& m) {
+  m.def<&run>("ssd");
+  m.attr("ssd_chunk") = kSsdChunk;
+}
 
 }  // namespace effinfer::ssd_binding

@@ -27,10 +27,7 @@ Product = tuple[torch.Tensor, int, torch.Tensor | None]  # packed weight, output
 Prepared = tuple[list[Product], Any]  # and the mixer's constants
 Direct = tuple[Any, list[Product], Any]  # the native module, and what is prepared
 _threads = threading.local()
-# `ops.ssd` counts its chunks from the first token of a call: cut between two of them, a run has the
-# bits of one call.
-_CHUNK = 48
-BLOCK = 8 * _CHUNK  # tokens; more lets activations out of cache, fewer read the weights too often
+_BLOCK_CHUNKS = 8  # more lets activations out of cache, fewer read the weights too often
 
 
 def direct_calls(mixer: Any, x: torch.Tensor) -> Direct | None:
@@ -96,6 +93,41 @@ def multiply(
     native.linear(x, packed, out_features, bias, "none", residual, out)
 
 
+def parted(product: Product, at: int) -> tuple[Product, Product]:
+    """The product's first ``at`` outputs, whole panels of them, and the others."""
+    packed, out_features, bias = product
+    panel = at // packed.shape[2]
+    first, others = (None, None) if bias is None else (bias[:at], bias[at:])
+    return (packed[:panel], at, first), (packed[panel:], out_features - at, others)
+
+
+def output_of(
+    hidden: torch.Tensor, in_proj: Product, gate: int, out_proj: Product, last: int | None
+) -> torch.Tensor:
+    """Room for the output of the ``last`` tokens of ``hidden`` (B, L, H), or of all.
+
+    The others' gates are left out of ``in_proj``, where ``gate`` outputs of it are whole panels.
+    """
+    batch, length, _ = hidden.shape
+    if last is None or last > length or gate % in_proj[0].shape[2]:
+        last = length
+    return hidden.new_empty(batch, last, out_proj[1])
+
+
+def last_rows(x: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The last ``tokens`` of every row of (B, L, D), as (B * tokens, D)."""
+    return x[:, x.shape[1] - tokens :].flatten(0, 1)
+
+
+def multiply_last(
+    native: Any, product: Product, x: torch.Tensor, out: torch.Tensor, tokens: int
+) -> None:
+    """``multiply`` for the last ``tokens`` of every row; the others' ``out`` stays as it is."""
+    given = x.new_empty(x.shape[0], tokens, product[1])
+    multiply(native, product, last_rows(x, tokens), given.flatten(0, 1))
+    out[:, out.shape[1] - tokens :] = given
+
+
 def normed(native: Any, norm: Any, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """``norm(hidden)`` in ``out``, or ``hidden`` as it is without a norm."""
     if norm is None:
@@ -116,13 +148,15 @@ def scratch(key: tuple[Any, ...], make: Callable[[], T]) -> T:
     return found
 
 
-def block_scratch(hidden: torch.Tensor, *widths: int) -> list[torch.Tensor]:
-    """A buffer (BLOCK, width) of ``hidden``'s type for each width."""
+def block_scratch(native: Any, hidden: torch.Tensor, *widths: int) -> list[torch.Tensor]:
+    """A buffer (tokens of a block, width) of ``hidden``'s type for each width."""
     key = ("block", *widths, hidden.dtype)
-    return scratch(key, lambda: [hidden.new_empty(BLOCK, width) for width in widths])
+    tokens = _BLOCK_CHUNKS * native.ssd_chunk
+    return scratch(key, lambda: [hidden.new_empty(tokens, width) for width in widths])
 
 
 def in_blocks(
+    native: Any,
     run: Callable[..., States],
     hidden: torch.Tensor,
     out: torch.Tensor,
@@ -132,18 +166,25 @@ def in_blocks(
     """``run(hidden, out, conv_state, ssm_state)`` on all (B, L, H) tokens, at most a block at a time.
 
     A block is many short rows or a piece of a long one; a row's states go from piece to piece.
+    ``out`` may be that of the last tokens only; a block's has as many of them as lie in it.
     """
     batch, length, _ = hidden.shape
-    together = max(1, BLOCK // length)
-    pieces = -(-length // BLOCK)
-    piece = -(-length // (pieces * _CHUNK)) * _CHUNK  # all about the same
+    # `ops.ssd` counts its chunks from the first token of a call: cut between two of them, a run has
+    # the bits of one call.
+    chunk = native.ssd_chunk
+    most = _BLOCK_CHUNKS * chunk
+    together = max(1, most // length)
+    pieces = -(-length // most)
+    piece = -(-length // (pieces * chunk)) * chunk  # all about the same
+    unread = length - out.shape[1]
     finals: list[States] = []
     for first in range(0, batch, together):
         rows = slice(first, first + together)
         states: Any = [None if s is None else s[rows] for s in (conv_state, ssm_state)]
         for start in range(0, length, piece):
-            block = rows, slice(start, start + piece)
-            states = run(hidden[block], out[block], *states)
+            end = start + piece
+            given = out[rows, max(0, start - unread) : max(0, end - unread)]
+            states = run(hidden[rows, start:end], given, *states)
         finals.append(states)
     if len(finals) == 1:
         return finals[0]

@@ -12,8 +12,12 @@ from effinfer.patch.direct import (
     States,
     block_scratch,
     in_blocks,
+    last_rows,
     multiply,
+    multiply_last,
     normed,
+    output_of,
+    parted,
     scratch,
 )
 
@@ -66,13 +70,15 @@ class DirectMamba1(Mamba1Mixer):
         conv_state: torch.Tensor | None,
         ssm_state: torch.Tensor | None,
         norm: Any = None,
+        last: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A run of tokens (B, L, H), as ``scan`` without a mask."""
+        """A run of tokens (B, L, H), as ``scan`` without a mask; the output may be that of the
+        ``last`` tokens only, whatever the gate is elsewhere."""
         native, (in_proj, x_proj, dt_proj, out_proj), (A, D, weight, bias) = direct
         width, states = A.shape
         rank, past = self.time_step_rank, weight.shape[1] - 1
         widths = (hidden.shape[2], 2 * width, width, rank + 2 * states, width, width)
-        buffers = block_scratch(hidden, *widths)
+        buffers = block_scratch(native, hidden, *widths)
 
         def run(
             hidden: torch.Tensor,
@@ -87,8 +93,15 @@ class DirectMamba1(Mamba1Mixer):
             )
             conv_final = A.new_empty(batch, width, past)
             ssm_final, snapshots = A.new_empty(batch, *A.shape), A.new_empty(batch, 0, *A.shape)
-            multiply(native, in_proj, normed(native, norm, hidden, entry.mT), xz.mT)
             u, z = xz.chunk(2, dim=1)
+            given = out.shape[1]
+            source = normed(native, norm, hidden, entry.mT)
+            if given == length:
+                multiply(native, in_proj, source, xz.mT)
+            else:
+                u_proj, z_proj = parted(in_proj, width)
+                multiply(native, u_proj, source, u.mT)
+                multiply_last(native, z_proj, source, z.mT, given)
             native.causal_conv1d(u, weight, bias, True, conv_state, 1, None, None, 1, x, conv_final)
             multiply(native, x_proj, x.mT, selected.mT)
             low, B, C = torch.split(selected.mT, [rank, states, states], dim=2)
@@ -98,8 +111,9 @@ class DirectMamba1(Mamba1Mixer):
                 x, dt, A, B.mT, C.mT, D, z, None, True, ssm_state, None, None,
                 False, y, ssm_final, snapshots,
             )  # fmt: skip
-            multiply(native, out_proj, y.mT, out, None if norm is None else hidden)
+            residual = None if norm is None else last_rows(hidden, given)
+            multiply(native, out_proj, last_rows(y.mT, given), out.view(-1, out_proj[1]), residual)
             return conv_final, ssm_final
 
-        out = hidden.new_empty(*hidden.shape[:2], out_proj[1])
-        return out, *in_blocks(run, hidden, out, conv_state, ssm_state)
+        out = output_of(hidden, in_proj, width, out_proj, last)
+        return out, *in_blocks(native, run, hidden, out, conv_state, ssm_state)

@@ -13,8 +13,12 @@ from effinfer.patch.direct import (
     States,
     block_scratch,
     in_blocks,
+    last_rows,
     multiply,
+    multiply_last,
     normed,
+    output_of,
+    parted,
     scratch,
 )
 
@@ -75,12 +79,14 @@ class DirectMamba2(Mamba2Mixer):
         conv_state: torch.Tensor | None,
         ssm_state: torch.Tensor | None,
         norm: Any = None,
+        last: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A run of tokens (B, L, H), as ``scan`` without a mask."""
+        """A run of tokens (B, L, H), as ``scan`` without a mask; the output may be that of the
+        ``last`` tokens only, whatever the gate is elsewhere."""
         native, (in_proj, out_proj), (A, D, dt_bias, weight, bias) = direct
-        past = weight.shape[1] - 1
-        widths = (hidden.shape[2], in_proj[1], self.conv_dim, self.intermediate_size)
-        buffers = block_scratch(hidden, *widths)
+        inner, past = self.intermediate_size, weight.shape[1] - 1
+        widths = (hidden.shape[2], in_proj[1], self.conv_dim, inner)
+        buffers = block_scratch(native, hidden, *widths)
 
         def run(
             hidden: torch.Tensor,
@@ -94,8 +100,15 @@ class DirectMamba2(Mamba2Mixer):
             )
             conv_final = A.new_empty(batch, self.conv_dim, past)
             ssm_final = A.new_empty(batch, self.num_heads, self.head_dim, self.ssm_state_size)
-            multiply(native, in_proj, normed(native, norm, hidden, entry), projected)
             gate, raw, dt = self._split(projected)
+            given = out.shape[1]
+            source = normed(native, norm, hidden, entry)
+            if given == length:
+                multiply(native, in_proj, source, projected)
+            else:
+                gate_proj, others = parted(in_proj, inner)
+                multiply(native, others, source, projected[..., inner:])
+                multiply_last(native, gate_proj, source, gate, given)
             native.causal_conv1d(
                 raw.mT, weight, bias, True, conv_state, 1, None, None, 1, mixed.mT, conv_final
             )
@@ -104,10 +117,12 @@ class DirectMamba2(Mamba2Mixer):
                 x, dt, A, B, C, D, self._gate_heads(gate), dt_bias, ssm_state, None, None, None,
                 True, *self.dt_limit(), self._by_head(y), ssm_final, None,
             )  # fmt: skip
+            y = last_rows(y, given)
             if not isinstance(self.norm, nn.Identity):
-                y = self.norm(y, gate)
-            multiply(native, out_proj, y, out, None if norm is None else hidden)
+                y = self.norm(y, last_rows(gate, given))
+            residual = None if norm is None else last_rows(hidden, given)
+            multiply(native, out_proj, y, out.view(-1, out_proj[1]), residual)
             return conv_final, ssm_final
 
-        out = hidden.new_empty(*hidden.shape[:2], out_proj[1])
-        return out, *in_blocks(run, hidden, out, conv_state, ssm_state)
+        out = output_of(hidden, in_proj, inner, out_proj, last)
+        return out, *in_blocks(native, run, hidden, out, conv_state, ssm_state)

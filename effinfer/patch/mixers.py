@@ -14,6 +14,7 @@ from effinfer.patch.cache import read_states, write_states
 from effinfer.patch.direct import Direct, direct_calls, is_bare
 from effinfer.patch.direct_mamba1 import DirectMamba1
 from effinfer.patch.direct_mamba2 import DirectMamba2
+from effinfer.patch.last_tokens import tokens_read
 from effinfer.patch.norms import RMSNorm
 from effinfer.patch.swap import Patched
 
@@ -69,11 +70,13 @@ class CachedMixer(Patched):
         mask: torch.Tensor | None,
         direct: Direct | None,
         norm: RMSNorm | None = None,
+        last: int | None = None,
     ) -> torch.Tensor:
         """The output, and the states moved on in the cache.
 
         With ``direct``, by direct calls; then ``norm`` may be the one before the mixer, and the
-        output is that of the residual block around both.
+        output is that of the residual block around both; of a run of tokens, it may be that of the
+        ``last`` ones.
         """
         states = None if cache is None else read_states(cache, self.layer_idx)
         if direct is not None:
@@ -94,7 +97,7 @@ class CachedMixer(Patched):
         if direct is None:
             output, *after = self.scan(hidden_states, conv, ssm, mask)
         else:
-            output, *after = self.direct_scan(direct, hidden_states, conv, ssm, norm)
+            output, *after = self.direct_scan(direct, hidden_states, conv, ssm, norm, last)
         if cache is not None:
             write_states(cache, self.layer_idx, *after)
         return output
@@ -159,7 +162,7 @@ class ResidualBlock(Patched):
             and (direct := mixer.direct_calls(hidden_states)) is not None
             and _local_mask(attention_mask, hidden_states.shape[1]) is None
         ):
-            return mixer.mix(hidden_states, cache_params, None, direct, norm)
+            return mixer.mix(hidden_states, cache_params, None, direct, norm, tokens_read(self))
         stock: Any = super()
         output: torch.Tensor = stock.forward(
             hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
@@ -181,3 +184,9 @@ def block_reasons(module: nn.Module) -> list[str]:
     """Why this block gains nothing: its mixer cannot be patched."""
     mixer: Any = module.mixer
     return [f"mixer: {reason}" for reason in mixer_reasons(mixer)]
+
+
+def model_reasons(module: nn.Module) -> list[str]:
+    """Why this causal LM gains nothing: its last block cannot be patched."""
+    backbone: Any = module.backbone
+    return [f"last block: {reason}" for reason in block_reasons(backbone.layers[-1])]

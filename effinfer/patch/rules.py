@@ -9,6 +9,7 @@ from torch import nn
 
 from effinfer.errors import PatchConflictError
 from effinfer.patch import mixers, norms
+from effinfer.patch.last_tokens import LastTokensLM
 from effinfer.patch.linear import LinearWithPacked, linear_reasons
 
 Reasons = Callable[[nn.Module], list[str]]
@@ -34,6 +35,7 @@ _SSD = "chunked scan with initial state, padding mask and fused decode step"
 _NORM = "one pass, float32 inside"
 _GATED = "gate and norm in one pass"
 _BLOCK = "norm, mixer and residual as one run of direct calls"
+_LAST = "the last block's output only where its logits are asked for"
 _LINEAR = "packed weight, read at memory speed"
 
 _Row = tuple[str, str, type, str]
@@ -73,6 +75,12 @@ _BLOCKS: tuple[_Row, ...] = (
     ("mamba2", "Mamba2Block", mixers.ResidualBlock, _BLOCK),
 )
 
+_MODELS: tuple[_Row, ...] = (
+    ("mamba", "MambaForCausalLM", LastTokensLM, _LAST),
+    ("falcon_mamba", "FalconMambaForCausalLM", LastTokensLM, _LAST),
+    ("mamba2", "Mamba2ForCausalLM", LastTokensLM, _LAST),
+)
+
 MODEL_TYPES = tuple(family for family, *_ in _MIXERS)
 
 
@@ -93,6 +101,8 @@ def _table() -> Iterable[Rule]:
         yield Rule(_hub_class(family, name), replacement, "norm", why, norms.norm_reasons)
     for family, name, replacement, why in _BLOCKS:
         yield Rule(_hub_class(family, name), replacement, "block", why, mixers.block_reasons)
+    for family, name, replacement, why in _MODELS:
+        yield Rule(_hub_class(family, name), replacement, "block", why, mixers.model_reasons)
 
 
 RULES: dict[str, Rule] = {rule.target: rule for rule in _table()}

@@ -15,6 +15,8 @@ class Patched:
 
     _effinfer_base: ClassVar[type[nn.Module]]
     _effinfer_replacement: ClassVar[type]
+    # Whole models keep their class's name: it is saved in their configuration.
+    stock_name: ClassVar[bool] = False
 
     def on_patch(self) -> None:
         """Prepare what the new forward needs; called once, right after the swap."""
@@ -40,8 +42,9 @@ def _make_class(replacement: type, base: type) -> type:
     bases = (
         (replacement, base) if issubclass(replacement, Patched) else (replacement, Patched, base)
     )
+    keeps_name = getattr(replacement, "stock_name", False)
     return type(
-        f"Eff{base.__name__}",
+        base.__name__ if keeps_name else f"Eff{base.__name__}",
         bases,
         {
             "__module__": replacement.__module__,

@@ -92,7 +92,7 @@ def _record(model: nn.Module, names: list[str], batch: dict[str, torch.Tensor]) 
 def test_every_replaced_module_equals_stock(family: str, padded: bool) -> None:
     model, report = _patched(family)
     batch = _batch(padded)
-    names = [r.name for r in report.replaced]
+    names = [r.name for r in report.replaced if r.name]  # the whole model has tests of its own
     calls = _record(_stock(family), names, batch)
     features = {"mixer", "norm", "linear"} | ({"block"} if family in PURE_SSM else set())
     assert {r.feature for r in report.replaced if r.name in calls} == features
@@ -300,6 +300,7 @@ def test_saved_checkpoint_is_a_stock_model(family: str, tmp_path: Path) -> None:
     assert list(model.state_dict()) == list(stock.state_dict())
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert again.config.architectures == [type(stock).__name__]
     batch = _batch(padded=False)
     assert torch.equal(_logits(again, **batch), _logits(stock, **batch))
     effinfer.patch(again)
