@@ -46,8 +46,8 @@ class Op:
         _library.impl(name, self._dispatched, "CUDA")
         self._torch_op = getattr(torch.ops.effinfer, name).default
         arguments = [argument.name for argument in self._torch_op._schema.arguments]
-        by_name = _by_name(fake, arguments)
-        torch.library.register_fake(f"effinfer::{name}", by_name, lib=_library)
+        whole_fake = _whole_fake(name, fake, arguments)
+        torch.library.register_fake(f"effinfer::{name}", whole_fake, lib=_library)
 
     def _dispatched(self, *args: Any) -> Any:
         return self._reference(*args) if _native.wants_reference() else self._run(*args)
@@ -78,13 +78,19 @@ class Op:
         return kind(f"{self.name}: an argument is not as it must be: {error}")
 
 
-def _by_name(function: Callable[..., R], arguments: list[str]) -> Callable[..., R]:
-    """``function``, which takes some of ``arguments``, as one that takes them all."""
-    wanted = list(inspect.signature(function).parameters)
+def _whole_fake(op: str, fake: Callable[..., R], arguments: list[str]) -> Callable[..., R]:
+    """``fake``, which takes some of ``arguments``, as one that takes them all and sees that they are
+    on one device: torch calls it for the real results too where a single tensor is on ``meta``."""
+    wanted = list(inspect.signature(fake).parameters)
 
     def call(*args: Any, **kwargs: Any) -> R:
         given = dict(zip(arguments, args, strict=False)) | kwargs
-        return function(**{name: given[name] for name in wanted})
+        devices = {str(value.device) for value in given.values() if torch.is_tensor(value)}
+        if len(devices) > 1:
+            raise ValueError(
+                f"{op}: tensors must be on one device, got {', '.join(sorted(devices))}"
+            )
+        return fake(**{name: given[name] for name in wanted})
 
     return call
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import effinfer
 from effinfer import _native, ops
+from effinfer.ops._register import Op
 
 
 def randn(*shape):
@@ -223,3 +224,22 @@ def test_the_calls_are_good(form):
     assert not isinstance(got, Exception), repr(got)
     for g, w in zip(got, want, strict=True):
         assert same(g, w)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
+def test_one_meta_tensor_is_refused_by_the_dispatcher_too(form, monkeypatch):
+    """torch prefers the fake as soon as one tensor is on meta; its results are memory nobody wrote."""
+    monkeypatch.setattr(Op, "__call__", lambda self, *args: self._torch_op(*args))
+    name, build = form
+    torch.manual_seed(0)
+    for key in [key for key, value in build().items() if torch.is_tensor(value)]:
+        args = build()
+        args[key] = args[key].to("meta")
+        before = copies(args)
+        got = outcome(name, args)
+        assert isinstance(got, (ValueError, TypeError, RuntimeError)), (key, got)
+        names = [name, name.replace("selective_state", "ssd_state")]
+        assert any(n in str(got) for n in names), (key, got)
+        for argument, value in args.items():
+            if torch.is_tensor(value) and not value.is_meta:
+                assert torch.equal(bits(value), bits(before[argument])), f"{argument} changed"
