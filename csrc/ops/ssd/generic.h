@@ -4,12 +4,10 @@
 #include "ops/ssd/step.h"
 #include "ops/ssd/tile.h"
 #include "ops/ssd/tokens.h"
+#include "ops/ssd/weights.h"
 
 namespace effinfer {
 namespace {
-
-constexpr float kLogDecayBound = 200.f;  // exp of it is 0 or inf in float32 whatever it multiplies
-constexpr float kSmallestNormal = 1.17549435e-38f;
 
 class BlockScan {
  public:
@@ -20,7 +18,10 @@ class BlockScan {
         head_end_(head_end),
         at_(args, head_end - head_begin),
         scratch_(scratch),
-        walk_(args, sequence) {}
+        walk_(args, sequence),
+        one_skip_(args.D != nullptr && args.D_strides[1] == 0),
+        plain_y_(args.x_type == DType::f32 && args.z == nullptr &&
+                 (args.D == nullptr || one_skip_)) {}
 
   void run() {
     zero_masked(a, walk_, head_begin_, head_end_);
@@ -28,15 +29,12 @@ class BlockScan {
     while ((tokens_ = walk_.next(kSsdChunk, positions_)) > 0) {
       any = true;
       load_group();
-      load_x(head_begin_);
       for (int64_t head = head_begin_; head < head_end_; ++head) {
         load_head(head);
-        if (tokens_ < kSsdShort) {
-          if (head > head_begin_) load_x(head);
+        if (tokens_ < kSsdShort)
           scan_short(head);
-        } else {
+        else
           scan_chunk(head);
-        }
       }
     }
     if (any) return;
@@ -83,16 +81,12 @@ class BlockScan {
     for (int64_t p = 0; p < a.head_dim && a.D != nullptr; ++p)
       D[p] = a.D[head * a.D_strides[0] + p * a.D_strides[1]];
     load_steps(head);
+    load_x(head);
   }
 
-  // Two heads' x are held: this one's, and the next one's as it is loaded between tiles.
-  float* packed_x(int64_t head) const {
-    return scratch_ + ((head - head_begin_) % 2 == 0 ? at_.X : at_.next_X);
-  }
-
-  // Where a head's part of x, z or y begins, in elements.
-  int64_t begin_of(const int64_t* strides, int64_t head) const {
-    return walk_.row * strides[0] + head * strides[2];
+  // Where a head's part of x, z or y begins, or a group's of B or C, in elements.
+  int64_t begin_of(const int64_t* strides, int64_t column) const {
+    return walk_.row * strides[0] + column * strides[2];
   }
 
   bool dense(int64_t panel, int64_t step) const {
@@ -100,24 +94,22 @@ class BlockScan {
   }
 
   void load_x(int64_t head) {
-    for (int64_t panel = 0; panel < at_.panels; ++panel) load_x(head, panel, 0, tokens_);
-  }
-
-  void load_x(int64_t head, int64_t panel, int64_t begin, int64_t end) const {
-    const int64_t time = a.x_strides[1], step = a.x_strides[3], p = panel * kPanel;
-    const int64_t from = begin_of(a.x_strides, head) + p * step;
-    float* const to = packed_x(head) + p * kSsdChunk + begin * kPanel;
-    if (dense(panel, step))
-      return load_panel_rows(a.x, a.x_type, from, time, positions_ + begin, end - begin, to);
-    const int64_t columns = least(kPanel, a.head_dim - p);
-    for (int64_t i = begin; i < end; ++i) {
-      float* const row = to + (i - begin) * kPanel;
-      for (int64_t c = columns; c < kPanel; ++c) row[c] = 0.f;
-      load_row(row, a.x, a.x_type, from + positions_[i] * time, step, columns);
+    const int64_t time = a.x_strides[1], step = a.x_strides[3];
+    const int64_t from = begin_of(a.x_strides, head);
+    float* const X = scratch_ + at_.X;
+    const int64_t whole = step == 1 ? a.head_dim / kPanel : 0;
+    load_panels(a.x, a.x_type, from, time, positions_, tokens_, whole, X);
+    for (int64_t p = whole * kPanel; p < a.head_dim; p += kPanel) {
+      const int64_t columns = least(kPanel, a.head_dim - p);
+      for (int64_t i = 0; i < tokens_; ++i) {
+        float* const row = X + p * kSsdChunk + i * kPanel;
+        for (int64_t c = columns; c < kPanel; ++c) row[c] = 0.f;
+        load_row(row, a.x, a.x_type, from + positions_[i] * time + p * step, step, columns);
+      }
     }
   }
 
-  // delta, its decay, and the running sum of the decays' logarithms.
+  // delta, its decay, and the running product of the decays.
   void load_steps(int64_t head) {
     float* const delta = scratch_ + at_.delta;
     float* const decay = scratch_ + at_.decay;
@@ -128,35 +120,32 @@ class BlockScan {
       for (int64_t i = 0; i < tokens_; ++i) delta[i] = load1(dt + positions_[i] * a.dt_strides[1]);
     });
     const Vec bias = splat(a.dt_bias != nullptr ? a.dt_bias[head * a.dt_bias_stride] : 0.f);
-    const Vec rate = splat(a.A[head * a.A_stride]), bound = splat(kLogDecayBound);
+    const Vec rate = splat(a.A[head * a.A_stride]);
     const Vec lo = splat(a.dt_min), hi = splat(a.dt_max);
-    for (int64_t i = tokens_; i % kLanes != 0; ++i) delta[i] = 0.f;
+    for (int64_t i = tokens_; i < kSsdChunk; ++i) delta[i] = 0.f;
     for (int64_t i = 0; i < tokens_; i += kLanes) {
       Vec d = load(delta + i) + bias;
       if (a.dt_softplus) d = softplus(d);
       d = min(hi, max(lo, d));  // NaN stays: it is the second operand
-      const Vec log_decay = min(bound, max(-bound, d * rate));
       store(delta + i, d);
-      store(decay + i, exp(log_decay));
-      store(pre + i, log_decay);
+      store(decay + i, exp(d * rate));
     }
-    double sum = 0;
+    float product = 1.f;
     for (int64_t i = 0; i < tokens_; ++i) {
-      sum += double{pre[i]};
-      log_decay_[i] = sum;
-      pre[i] = static_cast<float>(sum);
+      product *= decay[i];
+      if (product < kSmallestNormal) product = 0.f;
+      pre[i] = product;
     }
-    for (int64_t i = 0; i < tokens_; i += kLanes) store(pre + i, exp(load(pre + i)));
   }
 
-  // y = (Y + D x) silu(z) for tokens [begin, end) of a panel.
-  void store_y(int64_t head, int64_t panel, int64_t begin, int64_t end) const {
+  // y = (Y + D x) silu(z) for tokens [begin, end) of a panel, D null where Y has it.
+  void store_y(int64_t head, int64_t panel, int64_t begin, int64_t end, const float* D) const {
     const int64_t p = panel * kPanel, y_step = a.y_strides[3], z_step = a.z_strides[3];
     const int64_t y = begin_of(a.y_strides, head) + p * y_step;
     const int64_t z = begin_of(a.z_strides, head) + p * z_step;
-    const float* const D = a.D != nullptr ? scratch_ + at_.D + p : nullptr;
+    if (D != nullptr) D += p;
     float* const Y = scratch_ + at_.Y + begin * kPanel;
-    const float* const X = packed_x(head) + p * kSsdChunk + begin * kPanel;
+    const float* const X = scratch_ + at_.X + p * kSsdChunk + begin * kPanel;
     if (dense(panel, y_step) && (a.z == nullptr || z_step == 1))
       return store_panel_rows({Y, X, D}, a, y, z, positions_ + begin, end - begin);
     const int64_t columns = least(kPanel, a.head_dim - p);
@@ -207,7 +196,7 @@ class BlockScan {
     const float* const delta = scratch_ + at_.delta;
     const float* const decay = scratch_ + at_.decay;
     for (int64_t p = 0; p < P; p += kLanes) {
-      const float* const X = packed_x(head) + p / kPanel * kPanel * kSsdChunk + p % kPanel;
+      const float* const X = scratch_ + at_.X + p / kPanel * kPanel * kSsdChunk + p % kPanel;
       float* const Y = scratch_ + at_.Y + p % kPanel;
       const float* from = start + p * N;
       for (int64_t i = 0; i < tokens; ++i) {
@@ -226,7 +215,8 @@ class BlockScan {
         from = s.to;
       }
       const bool panel_done = (p + kLanes) % kPanel == 0 || p + kLanes >= P;
-      if (want_y && panel_done) store_y(head, p / kPanel, 0, tokens);
+      if (want_y && panel_done)
+        store_y(head, p / kPanel, 0, tokens, a.D != nullptr ? scratch_ + at_.D : nullptr);
     }
   }
 
@@ -242,80 +232,96 @@ class BlockScan {
       if (!zero_) pack_state(a, at_, from, S);
     }
     if (walk_.after + 1 < a.snapshot_count) snapshots_inside(head);
-    weigh_scores();
-    OutputTile tile = {scratch_ + at_.C,   at_.group_stride, nullptr, a.state_dim,
-                       scratch_ + at_.pre, scratch_ + at_.M, nullptr, scratch_ + at_.Y};
-    const bool more = head + 1 < head_end_;
-    for (int64_t panel = 0; panel < at_.panels; ++panel) {
-      tile.S = zero_ ? nullptr : S + panel * at_.state_rows * kPanel;
-      tile.X = packed_x(head) + panel * kSsdChunk * kPanel;
-      for (int64_t i = 0; i < tokens_; i += kTileRows) {
-        const int64_t end = least(i + kTileRows, tokens_);
-        // What misses the nearest cache moves a little at a time, hidden behind the tiles.
-        fetch<1>(a.y, a.y_strides, head, panel, i, end);
-        if (a.z != nullptr) fetch<0>(a.z, a.z_strides, head, panel, i, end);
-        if (more) fetch<0>(a.x, a.x_strides, head + 1, panel, i, end);
-        output_tile(tile, i);
-        store_y(head, panel, i, end);
-        if (more) load_x(head + 1, panel, i, end);
-      }
-    }
-    advance(head, S, S, tokens_);
+    weigh(tokens_);
+    if (one_skip_)
+      for (int64_t i = 0; i < tokens_; ++i)
+        (scratch_ + at_.M)[i * kSsdChunk + i] += (scratch_ + at_.D)[0];
+    fetch_next_chunk(head);
+    write_y(head, S);
+    advance(S, S, tokens_);
     if (walk_.after == 0) unpack_state(a, at_, S, last_state(a, sequence_, head));
     if (walk_.after < a.snapshot_count)
       unpack_state(a, at_, S, snapshot(a, sequence_, walk_.after, head));
   }
 
-  // Heads and tokens lie too far apart for the hardware to guess what is needed next. Inlined,
-  // because gcc takes a function that only prefetches for one without effect and drops its calls.
-  template <int kWrite>
-  EFFINFER_INLINE void fetch(const void* data, const int64_t* strides, int64_t head, int64_t panel,
-                             int64_t begin, int64_t end) const {
-    const int64_t size = size_of(a.x_type), time = strides[1] * size;
-    const char* const from = static_cast<const char*>(data) +
-                             (begin_of(strides, head) + panel * kPanel * strides[3]) * size;
-    for (int64_t i = begin; i < end; ++i) __builtin_prefetch(from + positions_[i] * time, kWrite);
-  }
-
-  // M_ij = G_ij d_j prod_{j < k <= i} decay_k, the products by columns, j <= i.
-  void weigh_scores() {
-    const float* const G = scratch_ + at_.G;
-    float* const M = scratch_ + at_.M;
-    const float* const decay = scratch_ + at_.decay;
-    const int64_t tokens = tokens_;
-    IVec lane{};
-    for (int l = 0; l < kLanes; ++l) lane[l] = l;
-    for (int64_t j = 0; j < tokens; j += kLanes) {
-      const Vec delta = load(scratch_ + at_.delta + j);
-      Vec weight{};
-      for (int64_t i = j; i < tokens; ++i) {
-        weight = weight * splat(decay[i]);
-        // Denormals are slow on some CPUs; what they would add is below any rounding.
-        weight = select(abs(weight) < splat(kSmallestNormal), Vec{}, weight);
-        if (i < j + kLanes)
-          weight = select(lane == splat_i(static_cast<int>(i - j)), delta, weight);
-        store(M + i * kSsdChunk + j, load(G + i * kSsdChunk + j) * weight);
+  void write_y(int64_t head, const float* S) {
+    const bool in_a_row = positions_[tokens_ - 1] - positions_[0] == tokens_ - 1;
+    const float* const D = a.D != nullptr && !one_skip_ ? scratch_ + at_.D : nullptr;
+    OutputTile tile = {.C = scratch_ + at_.C,
+                       .C_stride = at_.group_stride,
+                       .N = a.state_dim,
+                       .pre = scratch_ + at_.pre,
+                       .M = scratch_ + at_.M};
+    const int64_t parts = at_.panels * ((tokens_ + kTileRows - 1) / kTileRows);
+    int64_t part = 0;
+    for (int64_t panel = 0; panel < at_.panels; ++panel) {
+      const int64_t p = panel * kPanel;
+      const bool straight = plain_y_ && in_a_row && dense(panel, a.y_strides[3]);
+      tile.S = zero_ ? nullptr : S + p * at_.state_rows;
+      tile.X = scratch_ + at_.X + p * kSsdChunk;
+      for (int64_t i = 0; i < tokens_; i += kTileRows) {
+        const int64_t end = least(i + kTileRows, tokens_);
+        fetch_next_head(head, part++, parts);
+        if (straight && end == i + kTileRows) {
+          float* const y = static_cast<float*>(a.y) + begin_of(a.y_strides, head) + p;
+          output_tile(tile, i, y + positions_[i] * a.y_strides[1], a.y_strides[1]);
+        } else {
+          output_tile(tile, i, scratch_ + at_.Y + i * kPanel, kPanel);
+          store_y(head, panel, i, end, D);
+        }
       }
     }
   }
 
-  // The packed state `tokens` into this chunk.
-  void advance(int64_t head, const float* from, float* to, int64_t tokens) {
-    float* const post = scratch_ + at_.post;
-    const float* const delta = scratch_ + at_.delta;
-    const double end = log_decay_[tokens - 1];
-    for (int64_t j = 0; j < tokens; ++j) post[j] = static_cast<float>(end - log_decay_[j]);
-    for (int64_t j = 0; j < tokens; j += kLanes)
-      store(post + j, exp(load(post + j)) * load(delta + j));
+  // Heads and tokens lie too far apart for the hardware to guess what is needed next, so what a
+  // head begins with is fetched a little at a time between the tiles of the one before. Inlined,
+  // because gcc takes a function that only prefetches for one without effect and drops its calls.
+  EFFINFER_INLINE void fetch_next_head(int64_t head, int64_t part, int64_t parts) const {
+    if (++head == head_end_) return;
+    for (int64_t i = tokens_ * part / parts; i < tokens_ * (part + 1) / parts; ++i) {
+      const int64_t at = positions_[i];
+      fetch<0>(a.x, a.x_type, a.x_strides, at, head, a.head_dim);
+      fetch<1>(a.y, a.x_type, a.y_strides, at, head, a.head_dim);
+      if (a.z != nullptr) fetch<0>(a.z, a.x_type, a.z_strides, at, head, a.head_dim);
+    }
+  }
+
+  // A head's share of what the next chunk begins with.
+  EFFINFER_INLINE void fetch_next_chunk(int64_t head) const {
+    const int64_t part = head - head_begin_, parts = head_end_ - head_begin_;
+    const int64_t group = head / per_group();
+    for (int64_t i = tokens_ * part / parts; i < tokens_ * (part + 1) / parts; ++i) {
+      const int64_t at = positions_[i] + tokens_;
+      if (at >= walk_.end()) return;
+      fetch<0>(a.B, a.B_type, a.B_strides, at, group, a.state_dim);
+      fetch<0>(a.C, a.B_type, a.C_strides, at, group, a.state_dim);
+      fetch<0>(a.x, a.x_type, a.x_strides, at, head_begin_, a.head_dim);
+    }
+  }
+
+  template <int kWrite>
+  EFFINFER_INLINE void fetch(const void* data, DType type, const int64_t* strides, int64_t at,
+                             int64_t column, int64_t count) const {
+    const int64_t size = size_of(type);
+    const char* const from =
+        static_cast<const char*>(data) + (begin_of(strides, column) + at * strides[1]) * size;
+    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(from + i, kWrite);
+  }
+
+  void weigh(int64_t tokens) {
+    weigh_scores(scratch_ + at_.G, scratch_ + at_.delta, scratch_ + at_.decay, tokens,
+                 scratch_ + at_.M, scratch_ + at_.post);
+  }
+
+  // The packed state `tokens` into this chunk, which have been weighed.
+  void advance(const float* from, float* to, int64_t tokens) {
+    const float* const post = scratch_ + at_.post;
     const int64_t N = a.state_dim, rows = at_.state_rows;
     const float* const B = scratch_ + at_.B;
     const float factor = (scratch_ + at_.pre)[tokens - 1];
     for (int64_t panel = 0; panel < at_.panels; ++panel) {
-      const float* const X = packed_x(head) + panel * kSsdChunk * kPanel;
       float* const Xw = scratch_ + at_.Xw;
-      for (int64_t j = 0; j < tokens; ++j) EFFINFER_UNROLL
-      for (int v = 0; v < kVecs; ++v)
-        store(Xw + j * kPanel + v * kLanes, load(X + j * kPanel + v * kLanes) * splat(post[j]));
+      weigh_rows(scratch_ + at_.X + panel * kSsdChunk * kPanel, post, tokens, Xw);
       const int64_t part = panel * rows * kPanel;
       for (int64_t n = 0; n < N; n += kTileRows)
         state_tile(zero_ ? nullptr : from + part + n * kPanel, factor, B + n, at_.group_stride, Xw,
@@ -330,7 +336,8 @@ class BlockScan {
       float* const to = snapshot(a, sequence_, k, head);
       const int64_t tokens = walk_.after + tokens_ - k;
       if (tokens >= kSsdShort) {
-        advance(head, S, scratch_ + at_.spare, tokens);
+        weigh(tokens);
+        advance(S, scratch_ + at_.spare, tokens);
         unpack_state(a, at_, scratch_ + at_.spare, to);
         continue;
       }
@@ -367,9 +374,10 @@ class BlockScan {
   const SsdScratch at_;
   float* const scratch_;
   TokenWalk walk_;
+  const bool one_skip_;  // D is one value per head, which the products take in
+  const bool plain_y_;   // so that y is what they give
   int64_t tokens_ = 0;
   int64_t positions_[kSsdChunk];
-  double log_decay_[kSsdChunk];
   bool zero_ = false;  // the head's state at the chunk's start is zero
 };
 

@@ -7,16 +7,26 @@
 namespace effinfer {
 namespace {
 
-// Tokens' x of a panel that is whole and dense in memory, packed.
-__attribute__((noinline)) void load_panel_rows(const void* x, DType type, int64_t from,
-                                               int64_t time, const int64_t* positions,
-                                               int64_t count, float* X) {
+// Tokens' x of some panels that are whole and dense in memory, packed.
+__attribute__((noinline)) void load_panels(const void* x, DType type, int64_t from, int64_t time,
+                                           const int64_t* positions, int64_t count, int64_t panels,
+                                           float* X) {
   with_type(type, [&](auto t) {
-    const auto* const rows = static_cast<const decltype(t)*>(x) + from;
-    for (int64_t i = 0; i < count; ++i) EFFINFER_UNROLL
-    for (int v = 0; v < kPanel; v += kLanes)
-      store(X + i * kPanel + v, load(rows + positions[i] * time + v));
+    for (int64_t i = 0; i < count; ++i) {
+      const auto* const row = static_cast<const decltype(t)*>(x) + from + positions[i] * time;
+      for (int64_t p = 0; p < panels * kPanel; p += kPanel) EFFINFER_UNROLL
+      for (int v = 0; v < kPanel; v += kLanes)
+        store(X + p * kSsdChunk + i * kPanel + v, load(row + p + v));
+    }
   });
+}
+
+// The rows of a panel, each times its weight.
+__attribute__((noinline)) void weigh_rows(const float* X, const float* weights, int64_t count,
+                                          float* Xw) {
+  for (int64_t i = 0; i < count; ++i) EFFINFER_UNROLL
+  for (int v = 0; v < kPanel; v += kLanes)
+    store(Xw + i * kPanel + v, load(X + i * kPanel + v) * splat(weights[i]));
 }
 
 // y = (Y + D x) silu(z) of the same, from packed form; y and z are where the panel begins.

@@ -13,10 +13,9 @@ struct SsdScratch {
   int64_t state_rows;    // N, padded to whole tiles
   int64_t group_stride;  // N, padded to whole tiles and vectors
   int64_t state_floats;  // of one packed state [panel][n][16]
-  int64_t token_floats;  // of one array [panel][token][16]
   int64_t B, C, Bt, G;   // of a group: [token][n], [token][n], [token panel][n][16], [token][token]
   int64_t M;             // of a head: [token][token]
-  int64_t X, next_X;     // of two heads: token_floats each
+  int64_t X;             // of a head: [panel][token][16]
   int64_t Xw, Y;         // of a panel: [token][16]
   int64_t D;             // of a head: [P] padded
   int64_t delta, decay, post, pre;  // of a head: [token]
@@ -29,7 +28,6 @@ struct SsdScratch {
     state_floats = panels * state_rows * kPanel;
     const int64_t vectors = (a.state_dim + kPanel - 1) / kPanel * kPanel;
     group_stride = vectors > state_rows ? vectors : state_rows;
-    token_floats = panels * kSsdChunk * kPanel;
     int64_t at = 0;
     const auto take = [&at](int64_t floats) {
       const int64_t begin = at;
@@ -41,8 +39,7 @@ struct SsdScratch {
     Bt = take(kSsdChunk / kPanel * state_rows * kPanel);
     G = take(kSsdChunk * kSsdChunk);
     M = take(kSsdChunk * kSsdChunk);
-    X = take(token_floats);
-    next_X = take(token_floats);
+    X = take(panels * kSsdChunk * kPanel);
     Xw = take(kSsdChunk * kPanel);
     Y = take(kSsdChunk * kPanel);
     D = take(panels * kPanel);

@@ -82,21 +82,20 @@ __attribute__((noinline)) void scores_tile(const float* C, int64_t C_stride, con
   store_tile(t, G, kSsdChunk);
 }
 
-// Y = pre o (C S^T) + M X for kTileRows tokens from `token` and 16 columns of P; S null for zero.
+// y = pre o (C S^T) + M X for kTileRows tokens from `token` and 16 columns of P; S null for zero.
 struct OutputTile {
   const float* C;
   int64_t C_stride;
-  const float* S;
   int64_t N;
   const float* pre;
   const float* M;
-  const float* X;
-  float* Y;
+  const float* S = nullptr;
+  const float* X = nullptr;
 };
-__attribute__((noinline)) void output_tile(const OutputTile& o, int64_t token) {
+__attribute__((noinline)) void output_tile(const OutputTile& o, int64_t token, float* y,
+                                           int64_t y_stride) {
   const float* const X = o.X;
   const float* const M = o.M + token * kSsdChunk;
-  float* const Y = o.Y + token * kPanel;
   Tile t;
   clear(t);
   if (o.S != nullptr) {
@@ -108,7 +107,7 @@ __attribute__((noinline)) void output_tile(const OutputTile& o, int64_t token) {
   }
   multiply(t, M, kSsdChunk, X, token);
   triangle(t, M + token, kSsdChunk, X + token * kPanel);
-  store_tile(t, Y, kPanel);
+  store_tile(t, y, y_stride);
 }
 
 // S' = factor S + B^T Xw for kTileRows rows of the packed state and 16 columns; from null for zero.
