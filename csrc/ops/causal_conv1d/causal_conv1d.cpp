@@ -17,7 +17,7 @@ constexpr Kernel<CausalConv1dFn> kKernels[] = {
 
 // A part is large enough to hide its start (weights, the window's first columns), small enough to
 // share (about 50 us), and long in the direction in which memory runs.
-constexpr int64_t kTimeMajorChannels = 512, kTimeMajorTimes = 128;
+constexpr int64_t kTimeMajorChannels = 2048, kTimeMajorTimes = 64;
 constexpr int64_t kChannelMajorChannels = 32, kChannelMajorTimes = 2048;
 constexpr int64_t kGrainElements = 16384;  // about 5 us: less is not worth waking a thread
 

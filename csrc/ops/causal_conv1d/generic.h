@@ -57,8 +57,9 @@ void convolve(const CausalConv1d& a, const CausalConv1dPart& part) {
   // By kind.
   const auto run = common ? std::array{zero_run<X>, blocks_run<X>, inside_run<X>}
                           : std::array{zero_run<X>, taps_run<X>, taps_run<X>};
+  const bool no_edges = s.mask == nullptr && times_fit(s, part.begin, part.end);
   const auto kind = [&](int64_t t) {
-    return s.masked(t) ? kMasked : s.is_inside(t) ? kInside : kEdge;
+    return s.masked(t) ? kMasked : no_edges || s.is_inside(t) ? kInside : kEdge;
   };
   for (int64_t t = part.begin; t < part.end;) {
     const Kind here = kind(t);

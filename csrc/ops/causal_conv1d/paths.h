@@ -13,7 +13,7 @@
 namespace effinfer {
 namespace {
 
-constexpr int64_t kBlock = 512;  // channels whose filters are transposed at once
+constexpr int64_t kBlock = 2048;  // channels whose filters are transposed at once
 constexpr int64_t kMaxStrip = 128, kBlockElements = 2048;  // of a block: its channels, and all
 constexpr int64_t kAhead = 512;                            // times to prefetch ahead
 constexpr int64_t kLineTimes = 1024, kLinePast = 256;      // of a line of float32
@@ -23,6 +23,8 @@ const char* bytes(const X* p) {
   return reinterpret_cast<const char*>(p);
 }
 
+EFFINFER_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 EFFINFER_INLINE int64_t distance(int64_t stride) { return stride < 0 ? -stride : stride; }
 
 // A dilated filter is `dilation` plain ones, on every dilation-th row: how many of `rows` rows are
@@ -31,14 +33,13 @@ EFFINFER_INLINE int64_t rows_of_phase(int64_t rows, int64_t phase, int64_t dilat
   return (rows - phase + dilation - 1) / dilation;
 }
 
-// The filters of n channels from d on, a vector of channels at a time.
-void read_filters(Vec* filter, const float* weight, const float* bias, int64_t width, int64_t d,
+// The filters of n channels from d on, as Rows wants them.
+void read_filters(Vec* to, const float* weight, const float* bias, int64_t width, int64_t d,
                   int64_t n) {
   for (int64_t c = d; c < d + n; c += kLanes) {
     const int64_t lanes = d + n - c < kLanes ? d + n - c : kLanes;
-    *filter++ = bias != nullptr ? load_lanes(bias + c, 1, lanes) : Vec{};
-    for (int64_t j = 0; j < width; ++j)
-      *filter++ = load_lanes(weight + c * width + j, width, lanes);
+    *to++ = bias != nullptr ? load_lanes(bias + c, 1, lanes) : Vec{};
+    for (int64_t j = 0; j < width; ++j) *to++ = load_lanes(weight + c * width + j, width, lanes);
   }
 }
 
@@ -46,7 +47,7 @@ void rows_run(const Sequence<float>& s, int64_t d0, int64_t d1, int64_t t0, int6
   const int64_t x_pitch = s.x_time * s.dilation, y_pitch = s.y_time * s.dilation;
   const int64_t size = sizeof(float);
   const auto run = loops_of(s.width).rows;
-  Vec filters[kBlock / kLanes * kMaxFilter];
+  Vec filters[kBlock / kLanes * (1 + kMaxWidth)];
   for (int64_t d = d0; d < d1; d += kBlock) {
     const int64_t n = d1 - d < kBlock ? d1 - d : kBlock;
     read_filters(filters, s.weight, s.bias, s.width, d, n);
@@ -74,15 +75,25 @@ void convert(To* to, const From* from, int64_t n) {
   store(to + n - kLanes, load(from + n - kLanes));
 }
 
+// Columns [t - past, t + n) of channel d, n >= kLanes, time dense and nothing masked.
+template <class X>
+void read_line(float* line, const Sequence<X>& s, int64_t d, int64_t t, int64_t n) {
+  int64_t from = t - s.past;
+  for (; from < 0; ++from)
+    *line++ = s.initial != nullptr
+                  ? s.initial[(s.past + from) * s.initial_column + d * s.initial_dim]
+                  : 0.f;
+  convert(line, s.x + d * s.x_dim + from, t + n - from);
+}
+
 template <class X>
 void times_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
   constexpr bool kDirect = sizeof(X) == sizeof(float);
   const auto run = loops_of(s.width).times;
-  alignas(64) float in[kLinePast + kLineTimes + kLanes], out[kLineTimes + kLanes];
-  Vec filter[kMaxFilter];
+  alignas(64) float line[kLinePast + kLineTimes + kLanes], out[kLineTimes + kLanes];
   for (int64_t d = d0; d < d1; ++d) {
-    filter[0] = splat(s.bias != nullptr ? s.bias[d] : 0.f);
-    for (int64_t j = 0; j < s.width; ++j) filter[1 + j] = splat(s.weight[d * s.width + j]);
+    const float* weight = s.weight + d * s.width;
+    const float bias = s.bias != nullptr ? s.bias[d] : 0.f;
     for (int64_t t = t0, n; t < t1; t += n) {
       // What is left after a whole line is a whole vector at least.
       n = kDirect || t1 - t < kLineTimes + kLanes ? t1 - t : kLineTimes;
@@ -90,14 +101,21 @@ void times_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t
       X* y = s.y + d * s.y_dim + t;
       const Ahead ahead = {bytes(x + kAhead), bytes(y + kAhead), 0, 0, sizeof(X)};
       if constexpr (kDirect) {
-        run({x, y, filter, n, s.dilation, s.silu_on, ahead});
+        run({x, y, weight, bias, n, s.dilation, s.silu_on, ahead});
       } else {
-        convert(in, x - s.past, n + s.past);
-        run({in + s.past, out, filter, n, s.dilation, s.silu_on, ahead});
+        read_line(line, s, d, t, n);
+        run({line + s.past, out, weight, bias, n, s.dilation, s.silu_on, ahead});
         convert(y, out, n);
       }
     }
   }
+}
+
+// Whether times_run can do [t0, t1), where no mask is in the way: edges only through a line.
+template <class X>
+bool times_fit(const Sequence<X>& s, int64_t t0, int64_t t1) {
+  const bool fit = sizeof(X) == sizeof(float) ? t0 >= s.past : s.past <= kLinePast;
+  return fit && s.x_time == 1 && s.y_time == 1 && t1 - t0 >= kLanes;
 }
 
 // body(row, channel, lanes) for each vector of a block, in the order of memory.
@@ -142,11 +160,11 @@ void blocks_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_
   const int64_t strip = distance(s.x_dim) <= distance(s.x_time) ? kMaxStrip : kMaxStrip / 4;
   const int64_t chunk = kBlockElements / strip;
   alignas(64) float in[(kMaxWidth - 1) * kMaxStrip + kBlockElements], out[kBlockElements];
-  Vec filters[kMaxStrip / kLanes * kMaxFilter];
+  Vec filters[kMaxStrip / kLanes * (1 + kMaxWidth)];
   float* const now = in + before * strip;
   for (int64_t d = d0; d < d1; d += strip) {
     const int64_t n = d1 - d < strip ? d1 - d : strip;
-    const int64_t whole = (n + kLanes - 1) / kLanes * kLanes;
+    const int64_t whole = round_up(n, kLanes);
     read_filters(filters, s.weight, s.bias, s.width, d, n);
     for (int64_t phase = 0; phase < s.dilation; ++phase) {
       int64_t t = t0 + phase, rows = 0;
@@ -177,11 +195,9 @@ void blocks_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_
 
 template <class X>
 void inside_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
-  constexpr bool kDirect = sizeof(X) == sizeof(float);
-  if (s.x_time == 1 && s.y_time == 1 && t1 - t0 >= kLanes && (kDirect || s.past <= kLinePast))
-    return times_run(s, d0, d1, t0, t1);
+  if (times_fit(s, t0, t1)) return times_run(s, d0, d1, t0, t1);
   int64_t middle = d0;
-  if constexpr (kDirect)
+  if constexpr (sizeof(X) == sizeof(float))
     if (s.x_dim == 1 && s.y_dim == 1) {
       middle = d0 + (d1 - d0) / kLanes * kLanes;
       rows_run(s, d0, middle, t0, t1);

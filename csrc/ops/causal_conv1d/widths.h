@@ -10,7 +10,8 @@ namespace {
 constexpr int kMinWidth = 2, kMaxWidth = 8;
 constexpr int kMaxFilter = 1 + kMaxWidth;          // vectors
 constexpr int kTileRows = 4, kStretchVectors = 2;  // vectors computed at once, for their latencies
-constexpr int64_t kLine = 64;                      // bytes
+constexpr int64_t kStretch = kStretchVectors * kLanes;
+constexpr int64_t kLine = 64;  // bytes
 
 // What the caller reads and writes next: brought into the cache on the way. Strides in bytes.
 struct Ahead {
@@ -23,7 +24,7 @@ struct Ahead {
 struct Rows {
   const float* x;
   float* y;
-  const Vec* filters;  // of each vector of channels, one after the other
+  const Vec* filters;  // of each vector of channels: its biases, then its weights tap by tap
   int64_t x_pitch, y_pitch, rows, n;
   bool silu_on;
   Ahead ahead;
@@ -112,7 +113,8 @@ void convolve_rows(const Rows& a) {
 struct Times {
   const float* x;
   float* y;
-  const Vec* filter;
+  const float* weight;
+  float bias;
   int64_t n, dilation;
   bool silu_on;
   Ahead ahead;
@@ -120,14 +122,15 @@ struct Times {
 
 // N vectors of times.
 template <int W, int N>
-EFFINFER_INLINE void sum_times(Vec (&sum)[N], const float* x, int64_t dilation, const Vec* filter) {
+EFFINFER_INLINE void sum_times(Vec (&sum)[N], const float* x, int64_t dilation,
+                               const Vec (&weight)[W], Vec bias) {
   EFFINFER_UNROLL
-  for (int i = 0; i < N; ++i) sum[i] = filter[0];
+  for (int i = 0; i < N; ++i) sum[i] = bias;
   const float* tap = x - (W - 1) * dilation;
   EFFINFER_UNROLL
   for (int j = 0; j < W; ++j) {
     EFFINFER_UNROLL
-    for (int i = 0; i < N; ++i) sum[i] = fma(filter[1 + j], load(tap + i * kLanes), sum[i]);
+    for (int i = 0; i < N; ++i) sum[i] = fma(weight[j], load(tap + i * kLanes), sum[i]);
     tap += dilation;
     asm("" : "+r"(tap));  // or else gcc keeps N W pointers, most of them on the stack
   }
@@ -140,12 +143,15 @@ void convolve_times(const Times& a) {
   const int64_t n = a.n, dilation = a.dilation;
   const bool silu_on = a.silu_on;
   const Ahead ahead = a.ahead;
-  constexpr int64_t kStretch = kStretchVectors * kLanes;
+  const Vec bias = splat(a.bias);
+  Vec weight[W];
+  EFFINFER_UNROLL
+  for (int j = 0; j < W; ++j) weight[j] = splat(a.weight[j]);
   if (n < kStretch) {
     for (int64_t t = 0; t < n; t += kLanes) {
       if (t > n - kLanes) t = n - kLanes;  // the last one overlaps the one before
       Vec sum[1];
-      sum_times<W>(sum, x + t, dilation, a.filter);
+      sum_times(sum, x + t, dilation, weight, bias);
       store(y + t, silu_on ? silu(sum[0]) : sum[0]);
     }
     return;
@@ -159,7 +165,7 @@ void convolve_times(const Times& a) {
       __builtin_prefetch(ahead.y + t * ahead.element + line, 1, 2);
     }
     Vec sum[kStretchVectors];
-    sum_times<W>(sum, x + t, dilation, a.filter);
+    sum_times(sum, x + t, dilation, weight, bias);
     late.follow(sum, y + t);
   }
   late.finish();
