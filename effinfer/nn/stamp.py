@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 T = TypeVar("T")
 Stamp = list[int]
+_version = attrgetter("_version")  # by map(), half the time of an attribute in a loop
 
 
 def stamp(*weights: torch.Tensor | None) -> Stamp:
@@ -20,8 +22,9 @@ def stamp(*weights: torch.Tensor | None) -> Stamp:
     no counter and cannot be seen.
     """
     present = [w for w in weights if w is not None]
+    addresses = map(torch.Tensor.data_ptr, present)
     try:
-        return [x for w in present for x in (w.data_ptr(), w._version)]
+        return [*addresses, *map(_version, present)]
     except RuntimeError:  # tensors made in inference mode have no counter
         versions = [0 if w.is_inference() else w._version for w in present]
         return [w.data_ptr() for w in present] + versions

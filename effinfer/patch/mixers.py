@@ -155,7 +155,7 @@ class ResidualBlock(Patched):
         if (
             isinstance(mixer, CachedMixer)
             and isinstance(norm, RMSNorm)
-            and hidden_states.dtype is torch.float32 is norm.weight.dtype
+            and hidden_states.dtype is torch.float32 is norm.__dict__["_parameters"]["weight"].dtype
             and not kwargs
             and is_bare(mixer)
             and is_bare(norm)
