@@ -7,7 +7,8 @@
 // One row is `dim` contiguous elements, dim a multiple of `group`. The sum of squares is taken in
 // float32 over kLanes * 4 interleaved partial sums, in one fixed order per instruction set.
 // Cost per row: 5 dim flops and dim silus (about 9 cycles for 8 on AVX2); bytes: x, z, y once,
-// weight from cache.
+// weight from cache. On AVX2 11 cycles for 8 in all; of 16-bit types 15, as converting costs more
+// than half the bytes save.
 #pragma once
 #include "base/cpu.h"
 #include "base/dtype.h"

@@ -1,10 +1,13 @@
-// gated_rms_norm over vec.h. Gating first, float32 rows keep the gated values in y between the two
-// passes, for silu is the dear part; 16-bit rows would lose bits there, and gate twice.
+// gated_rms_norm over vec.h. Gating first, the gated values are kept between the two passes, for
+// silu is the dear part: float32 ones in y; 16-bit rows would lose bits there and keep them on the
+// stack, and only groups too long for that gate twice.
 #include "ops/gated_rms_norm/gated_rms_norm.h"
 #include "ops/norm/rows.h"
 
 namespace effinfer {
 namespace {
+
+constexpr int64_t kKeptMost = 8192;  // floats: a stack's fair share, and the nearest cache's size
 
 EFFINFER_INLINE Vec add_square(Vec r, Vec s) { return fma(r, r, s); }
 
@@ -29,21 +32,43 @@ void plain_then_gate(const T* x, const T* z, const float* weight, T* y, int64_t 
   normalise(row, scale_of(sum_row(dim, row, add_square), dim, eps), weight, z, y, dim);
 }
 
+// kept = x silu(z), kTogether vectors at a time, for one silu is a chain of latencies.
+template <class T>
+void gate_row(const T* x, const T* z, float* kept, int64_t dim) {
+  constexpr int kTogether = 4;
+  int64_t begin = 0;
+  for (; begin + kTogether * kLanes <= dim; begin += kTogether * kLanes) {
+    Vec gate[kTogether];
+    EFFINFER_UNROLL
+    for (int v = 0; v < kTogether; ++v) gate[v] = load(z + begin + v * kLanes);
+    silu_each(gate);
+    EFFINFER_UNROLL
+    for (int v = 0; v < kTogether; ++v)
+      store(kept + begin + v * kLanes, load(x + begin + v * kLanes) * gate[v]);
+  }
+  each_vector(dim - begin, [&](auto access, int64_t i) {
+    const int64_t at = begin + i;
+    access.put(kept + at, access.get(x + at) * silu(access.get(z + at)));
+  });
+}
+
 template <class T>
 void gate_then_norm(const T* x, const T* z, const float* weight, T* y, int64_t dim, float eps) {
   constexpr T* kNoGate = nullptr;
-  const auto gated = [&](auto access, int64_t i) {
-    return access.get(x + i) * silu(access.get(z + i));
+  const auto keep_in = [&](float* kept) {
+    gate_row(x, z, kept, dim);
+    const auto row = [&](auto access, int64_t i) { return access.get(kept + i); };
+    normalise(row, scale_of(sum_row(dim, row, add_square), dim, eps), weight, kNoGate, y, dim);
   };
   if constexpr (sizeof(T) == sizeof(float)) {
-    const auto keep = [&](auto access, int64_t i) {
-      const Vec r = gated(access, i);
-      access.put(y + i, r);
-      return r;
-    };
-    const auto kept = [&](auto access, int64_t i) { return access.get(y + i); };
-    normalise(kept, scale_of(sum_row(dim, keep, add_square), dim, eps), weight, kNoGate, y, dim);
+    keep_in(y);
+  } else if (dim <= kKeptMost) {
+    float kept[kKeptMost];
+    keep_in(kept);
   } else {
+    const auto gated = [&](auto access, int64_t i) {
+      return access.get(x + i) * silu(access.get(z + i));
+    };
     normalise(gated, scale_of(sum_row(dim, gated, add_square), dim, eps), weight, kNoGate, y, dim);
   }
 }
