@@ -17,7 +17,9 @@ constexpr Kernel<CausalConv1dFn> kKernels[] = {
 
 // A part is large enough to hide its start (weights, the window's first columns), small enough to
 // share (about 50 us), and long in the direction in which memory runs.
-constexpr int64_t kTimeMajorChannels = 2048, kTimeMajorTimes = 64;
+// Rows of float32 are read and written in place, and memory likes them long.
+constexpr int64_t kInPlaceChannels = 2048, kInPlaceTimes = 64;
+constexpr int64_t kTimeMajorChannels = 512, kTimeMajorTimes = 128;
 constexpr int64_t kChannelMajorChannels = 32, kChannelMajorTimes = 2048;
 constexpr int64_t kGrainElements = 16384;  // about 5 us: less is not worth waking a thread
 
@@ -31,8 +33,13 @@ const Kernel<CausalConv1dFn>& causal_conv1d_kernel() { return pick(kKernels); }
 void causal_conv1d(const CausalConv1d& a) {
   const auto run = causal_conv1d_kernel().run;
   const bool channel_major = distance(a.x_time) < distance(a.x_dim);
-  const int64_t channels = channel_major ? kChannelMajorChannels : kTimeMajorChannels;
-  const int64_t part_times = channel_major ? kChannelMajorTimes : kTimeMajorTimes;
+  const bool in_place = a.type == DType::f32 && a.x_dim == 1 && a.y_dim == 1;
+  const int64_t channels = channel_major ? kChannelMajorChannels
+                           : in_place    ? kInPlaceChannels
+                                         : kTimeMajorChannels;
+  const int64_t part_times = channel_major ? kChannelMajorTimes
+                             : in_place    ? kInPlaceTimes
+                                           : kTimeMajorTimes;
   const int64_t dims = blocks(a.dim, channels);
   // Every sequence gets as many time parts as the longest could need; an empty one costs nothing,
   // but the first exists even for an empty sequence, to write its states.

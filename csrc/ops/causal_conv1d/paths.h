@@ -18,9 +18,16 @@ constexpr int64_t kMaxStrip = 128, kBlockElements = 2048;  // of a block: its ch
 constexpr int64_t kAhead = 512;                            // times to prefetch ahead
 constexpr int64_t kLineTimes = 1024, kLinePast = 256;      // of a line of float32
 
+// x and y where memory is wanted next, in steps of `times`.
 template <class X>
-const char* bytes(const X* p) {
-  return reinterpret_cast<const char*>(p);
+Ahead ahead_at(const Sequence<X>& s, const X* x, X* y, int64_t times) {
+  const int64_t size = sizeof(X);
+  return {.x = reinterpret_cast<const char*>(x),
+          .y = reinterpret_cast<const char*>(y),
+          .x_time = s.x_time * times * size,
+          .y_time = s.y_time * times * size,
+          .x_dim = s.x_dim * size,
+          .y_dim = s.y_dim * size};
 }
 
 EFFINFER_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -45,7 +52,6 @@ void read_filters(Vec* to, const float* weight, const float* bias, int64_t width
 
 void rows_run(const Sequence<float>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
   const int64_t x_pitch = s.x_time * s.dilation, y_pitch = s.y_time * s.dilation;
-  const int64_t size = sizeof(float);
   const auto run = loops_of(s.width).rows;
   Vec filters[kBlock / kLanes * (1 + kMaxWidth)];
   for (int64_t d = d0; d < d1; d += kBlock) {
@@ -54,16 +60,8 @@ void rows_run(const Sequence<float>& s, int64_t d0, int64_t d1, int64_t t0, int6
     for (int64_t phase = 0; phase < s.dilation; ++phase) {
       const float* x = s.x + (t0 + phase) * s.x_time + d;
       float* y = s.y + (t0 + phase) * s.y_time + d;
-      run({x,
-           y,
-           filters,
-           x_pitch,
-           y_pitch,
-           rows_of_phase(t1 - t0, phase, s.dilation),
-           n,
-           s.silu_on,
-           {bytes(x + kTileRows * x_pitch), bytes(y + kTileRows * y_pitch), x_pitch * size,
-            y_pitch * size, size}});
+      run({x, y, filters, x_pitch, y_pitch, rows_of_phase(t1 - t0, phase, s.dilation), n, s.silu_on,
+           ahead_at(s, x + kTileRows * x_pitch, y + kTileRows * y_pitch, s.dilation)});
     }
   }
 }
@@ -99,7 +97,7 @@ void times_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t
       n = kDirect || t1 - t < kLineTimes + kLanes ? t1 - t : kLineTimes;
       const X* x = s.x + d * s.x_dim + t;
       X* y = s.y + d * s.y_dim + t;
-      const Ahead ahead = {bytes(x + kAhead), bytes(y + kAhead), 0, 0, sizeof(X)};
+      const Ahead ahead = ahead_at(s, x + kAhead, y + kAhead, 1);
       if constexpr (kDirect) {
         run({x, y, weight, bias, n, s.dilation, s.silu_on, ahead});
       } else {
@@ -138,8 +136,12 @@ EFFINFER_INLINE void each_vector(int64_t rows, int64_t n, int64_t dim_stride, in
 template <class X>
 void read_rows(float* block, int64_t pitch, const Sequence<X>& s, int64_t t, int64_t d,
                int64_t rows, int64_t n) {
-  each_vector(rows, n, s.x_dim, s.x_time, [=, &s](int64_t r, int64_t c, int64_t lanes) {
-    store(block + r * pitch + c, s.column(t + r * s.dilation, d + c, lanes));
+  const bool plain = t >= 0 && s.mask == nullptr;
+  const X* x = s.x + t * s.x_time + d * s.x_dim;
+  const int64_t x_dim = s.x_dim, x_pitch = s.x_time * s.dilation;
+  each_vector(rows, n, x_dim, x_pitch, [=, &s](int64_t r, int64_t c, int64_t lanes) {
+    store(block + r * pitch + c, plain ? load_lanes(x + r * x_pitch + c * x_dim, x_dim, lanes)
+                                       : s.column(t + r * s.dilation, d + c, lanes));
   });
 }
 
@@ -154,7 +156,7 @@ void write_rows(X* y, const float* block, int64_t pitch, int64_t y_dim, int64_t 
 template <class X>
 void blocks_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
   const int64_t x_pitch = s.x_time * s.dilation, y_pitch = s.y_time * s.dilation;
-  const int64_t before = s.width - 1, size = sizeof(X);
+  const int64_t before = s.width - 1;
   const auto run = loops_of(s.width).rows;
   // Long in the direction in which memory runs.
   const int64_t strip = distance(s.x_dim) <= distance(s.x_time) ? kMaxStrip : kMaxStrip / 4;
@@ -175,16 +177,8 @@ void blocks_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_
         read_rows(now, strip, s, t, d, rows, n);
         t += rows * s.dilation;
         const X* x = s.x + t * s.x_time + d * s.x_dim;  // of the next block
-        run({now,
-             out,
-             filters,
-             strip,
-             strip,
-             rows,
-             whole,
-             s.silu_on,
-             {bytes(x), bytes(y + rows * y_pitch), x_pitch * size, y_pitch * size,
-              s.x_dim == 1 && s.y_dim == 1 ? size : 0}});
+        run({now, out, filters, strip, strip, rows, whole, s.silu_on,
+             ahead_at(s, x, y + rows * y_pitch, s.dilation)});
         write_rows(y, out, strip, s.y_dim, y_pitch, rows, n);
         y += rows * y_pitch;
         std::memmove(in, in + rows * strip, static_cast<size_t>(before * strip) * sizeof(float));

@@ -13,11 +13,11 @@ constexpr int kTileRows = 4, kStretchVectors = 2;  // vectors computed at once, 
 constexpr int64_t kStretch = kStretchVectors * kLanes;
 constexpr int64_t kLine = 64;  // bytes
 
-// What the caller reads and writes next: brought into the cache on the way. Strides in bytes.
+// What the caller reads and writes next: brought into the cache on the way. In bytes.
 struct Ahead {
   const char* x;
   const char* y;
-  int64_t x_pitch, y_pitch, element;
+  int64_t x_time, y_time, x_dim, y_dim;
 };
 
 // `rows` rows of n channels, whole vectors; the window before them is at negative rows.
@@ -83,11 +83,11 @@ void convolve_rows(const Rows& a) {
     for (; row + kTileRows <= rows; row += kTileRows) {
       const Vec* filter = a.filters;
       for (int64_t c = 0; c < n; c += kLanes, filter += 1 + W) {
-        if (c * ahead.element % kLine == 0) {
+        if (c * ahead.x_dim % kLine == 0) {
           EFFINFER_UNROLL
           for (int i = 0; i < kTileRows; ++i) {
-            __builtin_prefetch(ahead.x + (row + i) * ahead.x_pitch + c * ahead.element, 0, 2);
-            __builtin_prefetch(ahead.y + (row + i) * ahead.y_pitch + c * ahead.element, 1, 2);
+            __builtin_prefetch(ahead.x + (row + i) * ahead.x_time + c * ahead.x_dim, 0, 2);
+            __builtin_prefetch(ahead.y + (row + i) * ahead.y_time + c * ahead.y_dim, 1, 2);
           }
         }
         Vec sum[kTileRows];
@@ -161,8 +161,8 @@ void convolve_times(const Times& a) {
     if (t > n - kStretch) t = n - kStretch;
     EFFINFER_UNROLL
     for (int64_t line = 0; line < kStretch * 4; line += kLine) {
-      __builtin_prefetch(ahead.x + t * ahead.element + line, 0, 2);
-      __builtin_prefetch(ahead.y + t * ahead.element + line, 1, 2);
+      __builtin_prefetch(ahead.x + t * ahead.x_time + line, 0, 2);
+      __builtin_prefetch(ahead.y + t * ahead.y_time + line, 1, 2);
     }
     Vec sum[kStretchVectors];
     sum_times(sum, x + t, dilation, weight, bias);
