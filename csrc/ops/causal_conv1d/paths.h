@@ -155,8 +155,7 @@ void write_rows(X* y, const float* block, int64_t pitch, int64_t y_dim, int64_t 
 
 template <class X>
 void blocks_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t t1) {
-  const int64_t x_pitch = s.x_time * s.dilation, y_pitch = s.y_time * s.dilation;
-  const int64_t before = s.width - 1;
+  const int64_t y_pitch = s.y_time * s.dilation, before = s.width - 1;
   const auto run = loops_of(s.width).rows;
   // Long in the direction in which memory runs.
   const int64_t strip = distance(s.x_dim) <= distance(s.x_time) ? kMaxStrip : kMaxStrip / 4;

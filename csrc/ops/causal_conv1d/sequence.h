@@ -57,7 +57,7 @@ struct Sequence {
   }
 
   // Column t >= -past of [initial_state | x], channels d.. in the lanes.
-  EFFINFER_INLINE Vec column(int64_t t, int64_t d, int64_t n) const {
+  __attribute__((noinline)) Vec column(int64_t t, int64_t d, int64_t n) const {
     if (t >= 0) return masked(t) ? Vec{} : load_lanes(x + t * x_time + d * x_dim, x_dim, n);
     if (initial == nullptr) return Vec{};
     return load_lanes(initial + (past + t) * initial_column + d * initial_dim, initial_dim, n);
