@@ -112,6 +112,14 @@ void multiply(TileArgs<W> args, int64_t panels, int64_t rows, float* wide) {
   }
 }
 
+// The first lines of a stream of weights: hardware prefetchers follow what is being read only.
+template <class W>
+void prefetch_start(const W* w) {
+  const char* const start = reinterpret_cast<const char*>(w);
+  EFFINFER_UNROLL
+  for (int64_t line = 0; line < 4; ++line) __builtin_prefetch(start + line * kLine, 0, 2);
+}
+
 // Terms begin to end of k, x's copied at a time, and where their blocks lie.
 struct Stretch {
   int64_t begin, end;
@@ -139,7 +147,10 @@ void walk_down(const Linear& a, const LinearTask& t, const Stretch& s, int64_t p
     left -= args.terms;
     const W* const next = left > 0 ? args.w + args.terms * kPanel : following;
     args.ahead = reinterpret_cast<const char*>(next);
-    if (left == 0) args.after = out;
+    if (left == 0) {
+      args.after = out;
+      for (int64_t i = 0; i < width; ++i) prefetch_start(following + i * args.panel_stride);
+    }
     multiply<W>(args, width, t.rows, wide);
     if (left == 0) return;
     args.w = next;
