@@ -41,8 +41,8 @@ HOT = (
     Hot("ssd", r"\bscores_tile\(", "6x16 tile of C B^T, 2 states"),
     Hot("ssd", r"\bstate_tile\(", "6x16 tile of the state, 2 tokens"),
     Hot("ssd", r"\boutput_tile\(", "6x16 tile of the output, 2 terms"),
-    Hot("linear", r"tile<6, 1, 1, float>", "6 rows x 16 outputs, f32, 4 terms"),
-    Hot("linear", r"tile<6, 1, 1, effinfer::bf16>", "6 rows x 16 outputs, bf16 weights, 4 terms"),
+    Hot("linear", r"tile<6, 1, 0, float>", "6 rows x 16 outputs, f32, 4 terms"),
+    Hot("linear", r"tile<6, 1, 4, effinfer::bf16>", "6 rows x 16 outputs, bf16 weights, 4 terms"),
     Hot("linear", r"tile<1, 4, 0, float>", "1 row x 64 outputs, f32, 4 terms"),
     Hot("linear", r"tile<1, 4, 0, effinfer::bf16>", "1 row x 64 outputs, bf16 weights, 4 terms"),
 )
