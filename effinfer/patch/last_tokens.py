@@ -2,7 +2,7 @@
 
 ``generate`` reads a prompt with ``logits_to_keep=1``. Every block must move its states on by all of
 it, but of the last one's output the rest would be thrown away: with its gate and output projection
-that is 3 % of what Mamba-130M computes.
+that is 2.6 % of the products of Mamba-130M.
 """
 
 from __future__ import annotations
