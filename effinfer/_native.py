@@ -22,7 +22,7 @@ _backend = "reference" if _disabled else "auto"
 _modules: dict[str, ModuleType] = {}
 
 
-def _use_torch_pool(module: ModuleType) -> None:
+def _lend_threads(module: ModuleType) -> None:
     """Lend the native code torch's own threads, through torch's stable C symbols."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not library.exists():
@@ -32,7 +32,7 @@ def _use_torch_pool(module: ModuleType) -> None:
         ctypes.cast(getattr(torch_cpu, symbol), ctypes.c_void_p).value
         for symbol in ("torch_parallel_for", "torch_get_num_threads")
     ]
-    module.use_torch_pool(*address)
+    module.use_pool(*address)
 
 
 def module(name: str) -> ModuleType:
@@ -46,8 +46,9 @@ def module(name: str) -> ModuleType:
                 f"effinfer.{name} is not in this installation ({error}); "
                 "effinfer.backend_info() lists what is, and effinfer.use_reference() runs without it"
             ) from error
+        found.use_tensor_type(torch.Tensor)
         if name != "_C_cuda":
-            _use_torch_pool(found)
+            _lend_threads(found)
         threads = os.environ.get("EFFINFER_NUM_THREADS")
         if threads is not None:
             found.set_num_threads(int(threads))

@@ -6,15 +6,16 @@
 #include "base/cpu.h"
 #include "base/kernels.h"
 #include "base/parallel.h"
+#include "python/tensor.h"
 
 namespace effinfer {
 namespace {
 
-// torch's stable C symbols, passed in as addresses so that nothing here links torch.
+// The Python layer's own pool, lent as addresses of C functions: nothing here links it.
 int (*g_parallel_for)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 int (*g_get_num_threads)(uint32_t*);
 
-constexpr Pool kTorchPool = {
+constexpr Pool kLentPool = {
     [](int64_t n, void (*body)(int64_t, int64_t, void*), void* ctx) {
       g_parallel_for(0, n, 1, body, ctx);
     },
@@ -25,10 +26,10 @@ constexpr Pool kTorchPool = {
     },
 };
 
-void use_torch_pool(uintptr_t parallel_for, uintptr_t get_num_threads) {
+void use_pool(uintptr_t parallel_for, uintptr_t get_num_threads) {
   g_parallel_for = reinterpret_cast<decltype(g_parallel_for)>(parallel_for);
   g_get_num_threads = reinterpret_cast<decltype(g_get_num_threads)>(get_num_threads);
-  set_pool(&kTorchPool);
+  set_pool(&kLentPool);
 }
 
 void cap_isa(const std::string& name) {
@@ -55,7 +56,8 @@ void bind_runtime(Module& m) {
   m.def<&kernels>("kernels");
   m.def<&num_threads>("num_threads");
   m.def<&set_num_threads>("set_num_threads");
-  m.def<&use_torch_pool>("use_torch_pool");
+  m.def<&use_pool>("use_pool");
+  m.def<&use_tensor_type>("use_tensor_type");
 }
 
 }  // namespace effinfer

@@ -14,21 +14,9 @@ constexpr int32_t kDevice = dlpack::kCpu;
 constexpr const char* kDeviceName = "cpu";
 #endif
 
-// Resolved once, on the first call: torch is imported by then, and lives as long as the process.
-const dlpack::ExchangeTable* exchange_table() {
-  static const dlpack::ExchangeTable* table = [] {
-    const py::object capsule =
-        py::module_::import("torch").attr("Tensor").attr("__dlpack_c_exchange_api__");
-    auto* header = static_cast<dlpack::ExchangeHeader*>(
-        PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    while (header != nullptr && header->major != 1) header = header->prev;
-    const auto* found = reinterpret_cast<dlpack::ExchangeTable*>(header);
-    if (found == nullptr || found->view_from_object == nullptr)
-      throw std::runtime_error("effinfer: this torch offers no DLPack 1.x exchange table");
-    return found;
-  }();
-  return table;
-}
+// The class of tensors and how to look into one, from use_tensor_type().
+PyTypeObject* g_tensor_type = nullptr;
+const dlpack::ExchangeTable* g_exchange_table = nullptr;
 
 uint32_t type_of(dlpack::DataType t) {
   if (t.lanes != 1) return kOther;
@@ -76,6 +64,18 @@ std::string dims_text(const int64_t* dims, int n) {
 
 }  // namespace
 
+void use_tensor_type(py::handle type) {
+  const py::object capsule = type.attr("__dlpack_c_exchange_api__");
+  auto* header = static_cast<dlpack::ExchangeHeader*>(
+      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (header != nullptr && header->major != 1) header = header->prev;
+  const auto* table = reinterpret_cast<dlpack::ExchangeTable*>(header);
+  if (table == nullptr || table->view_from_object == nullptr)
+    throw std::runtime_error("effinfer: these tensors offer no DLPack 1.x exchange table");
+  g_tensor_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());  // for the whole process
+  g_exchange_table = table;
+}
+
 int64_t Tensor::numel() const {
   int64_t n = 1;
   for (int i = 0; i < ndim; ++i) n *= shape[i];
@@ -99,15 +99,14 @@ void reject(const char* op, const char* arg, const std::string& expectation,
 std::string shape_text(const Tensor& t) { return dims_text(t.shape, t.ndim); }
 
 Tensor want(const char* op, const char* arg, py::handle object, uint32_t types) {
+  if (g_tensor_type == nullptr)
+    throw std::runtime_error("effinfer: use_tensor_type() was not called on this module");
   dlpack::TensorView view;
-  // torch's exchange function takes the object for a tensor without looking.
-  static PyObject* const tensor_type =
-      py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
-  const bool is_tensor =
-      PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type));
-  if (!is_tensor || exchange_table()->view_from_object(object.ptr(), &view) != 0) {
+  // The exchange function takes the object for a tensor without looking.
+  const bool is_tensor = PyObject_TypeCheck(object.ptr(), g_tensor_type);
+  if (!is_tensor || g_exchange_table->view_from_object(object.ptr(), &view) != 0) {
     PyErr_Clear();
-    throw py::type_error(std::string(op) + ": " + arg + " must be a dense torch.Tensor, got " +
+    throw py::type_error(std::string(op) + ": " + arg + " must be a dense tensor, got " +
                          std::string(py::str(py::type::of(object).attr("__name__"))));
   }
   if (view.ndim < 1 || view.ndim > kMaxDims)
@@ -231,14 +230,15 @@ void* workspace(size_t bytes) {
 
 DeviceScratch::DeviceScratch(py::handle like, int64_t floats) {
   if (floats == 0) return;
-  const py::object dtype = py::module_::import("torch").attr("float32");
-  tensor_ = like.attr("new_empty")(py::make_tuple(floats), py::arg("dtype") = dtype);
-  data_ = static_cast<float*>(want("scratch", "scratch", tensor_, kF32).data);
+  const Tensor example = want("scratch", "like", like, kAnyType);
+  const int64_t elements = floats * static_cast<int64_t>(sizeof(float)) / example.element_size;
+  tensor_ = like.attr("new_empty")(py::make_tuple(elements));
+  data_ = static_cast<float*>(want("scratch", "scratch", tensor_, kAnyType).data);
 }
 
 void* current_stream(int device_id) {
   void* stream = nullptr;
-  if (kDevice == dlpack::kCuda) exchange_table()->current_stream(dlpack::kCuda, device_id, &stream);
+  if (kDevice == dlpack::kCuda) g_exchange_table->current_stream(dlpack::kCuda, device_id, &stream);
   return stream;
 }
 

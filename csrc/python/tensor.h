@@ -51,6 +51,9 @@ struct Tensor {
   bool is_contiguous() const;
 };
 
+// Says what class tensors are of. Called once, before anything else takes a tensor.
+void use_tensor_type(py::handle type);
+
 // The tensor as it is, checked to be a dense tensor on this module's device with an allowed type.
 Tensor want(const char* op, const char* arg, py::handle object, uint32_t types);
 // The same with a shape; kAny matches any size.
@@ -84,8 +87,8 @@ std::string shape_text(const Tensor& tensor);
 // Grow-only scratch of the calling thread, 64-byte aligned; valid until its next call.
 void* workspace(size_t bytes);
 
-// Scratch for a GPU module, from torch's allocator on `like`'s device: it is not used again before
-// what was queued on the caller's stream by then has run. Null for no floats.
+// Scratch for a GPU module, from the allocator behind `like`, on its device: it is not used again
+// before what was queued on the caller's stream by then has run. Null for no floats.
 class DeviceScratch {
  public:
   DeviceScratch(py::handle like, int64_t floats);
