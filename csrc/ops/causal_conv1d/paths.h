@@ -18,12 +18,17 @@ constexpr int64_t kMaxStrip = 128, kBlockElements = 2048;  // of a block: its ch
 constexpr int64_t kAhead = 512;                            // times to prefetch ahead
 constexpr int64_t kLineTimes = 1024, kLinePast = 256;      // of a line of float32
 
+template <class X>
+const char* bytes(const X* p) {
+  return reinterpret_cast<const char*>(p);
+}
+
 // x and y where memory is wanted next, in steps of `times`.
 template <class X>
 Ahead ahead_at(const Sequence<X>& s, const X* x, X* y, int64_t times) {
   const int64_t size = sizeof(X);
-  return {.x = reinterpret_cast<const char*>(x),
-          .y = reinterpret_cast<const char*>(y),
+  return {.x = bytes(x),
+          .y = bytes(y),
           .x_time = s.x_time * times * size,
           .y_time = s.y_time * times * size,
           .x_dim = s.x_dim * size,
@@ -97,12 +102,13 @@ void times_run(const Sequence<X>& s, int64_t d0, int64_t d1, int64_t t0, int64_t
       n = kDirect || t1 - t < kLineTimes + kLanes ? t1 - t : kLineTimes;
       const X* x = s.x + d * s.x_dim + t;
       X* y = s.y + d * s.y_dim + t;
-      const Ahead ahead = ahead_at(s, x + kAhead, y + kAhead, 1);
+      const char *const x_ahead = bytes(x + kAhead), *const y_ahead = bytes(y + kAhead);
       if constexpr (kDirect) {
-        run({x, y, weight, bias, n, s.dilation, s.silu_on, ahead});
+        run({x, y, weight, bias, n, s.dilation, s.silu_on, x_ahead, y_ahead, sizeof(X)});
       } else {
         read_line(line, s, d, t, n);
-        run({line + s.past, out, weight, bias, n, s.dilation, s.silu_on, ahead});
+        run({line + s.past, out, weight, bias, n, s.dilation, s.silu_on, x_ahead, y_ahead,
+             sizeof(X)});
         convert(y, out, n);
       }
     }
