@@ -144,7 +144,9 @@ def scratch(key: tuple[Any, ...], make: Callable[[], T]) -> T:
     if found is None:
         if len(kept) >= 16:  # batch sizes come and go
             kept.clear()
-        found = kept[key] = make()
+        # Of inference mode, a later call outside it could not write into them.
+        with torch.inference_mode(False), torch.no_grad():
+            found = kept[key] = make()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -49,6 +50,19 @@ def test_last_block_gives_only_the_tokens_read(
     assert given == [length, length, min(keep, length)]
     assert torch.equal(last.logits, whole.logits[:, -keep:])
     assert all(map(torch.equal, _states(last), _states(whole)))
+
+
+@pytest.mark.parametrize("family", PURE_SSM)
+def test_scratch_of_inference_mode_serves_outside_it(family: str) -> None:
+    model, ids = _patched(family), tokens(1, 6)
+
+    def generate(mode: Any) -> torch.Tensor:
+        with mode:
+            return model.generate(ids, max_new_tokens=4, do_sample=False)
+
+    with ThreadPoolExecutor(1) as new_thread:  # whose scratch is made by the first of these
+        inference, no_grad = new_thread.map(generate, (torch.inference_mode(), torch.no_grad()))
+    assert torch.equal(inference, no_grad)
 
 
 @pytest.mark.parametrize("options", [{}, {"attention_mask": torch.tensor([[0] * 9 + [1] * 15])}])

@@ -3,9 +3,8 @@
 //               lanes
 //   times_run   times dense: times in the lanes; float32 straight from memory to memory, 16-bit
 //               types widened once, not once a tap, into a line of float32 that stays in L1
-//   blocks_run  anything else, and edges: strips of channels pass through small dense float32
-//   blocks
-//               in L1, read and written in memory's own order
+//   blocks_run  anything else, and edges: strips of channels pass through small dense blocks of
+//               float32 in L1, read and written in memory's own order
 #pragma once
 #include "ops/causal_conv1d/sequence.h"
 #include "ops/causal_conv1d/widths.h"
