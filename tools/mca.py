@@ -37,7 +37,7 @@ HOT = (
     Hot("selective_scan", r"advance_all<.*Form\{true\}>", "4 states of 4 channels, one token"),
     Hot("selective_scan", r"advance_all<.*Form\{\}>", "the same with unbounded exponents"),
     Hot("selective_scan_lti", r"\bscan_unit\(", "complex states of 4 channels, one token"),
-    Hot("causal_conv1d", r"blocks_run<4, float>", "silu of the outputs of width 4"),
+    Hot("causal_conv1d", r"convolve_rows<4>", "width 4 with silu, 4 rows of 4 channels"),
     Hot("ssd", r"\bscores_tile\(", "6x16 tile of C B^T, 2 states"),
     Hot("ssd", r"\bstate_tile\(", "6x16 tile of the state, 2 tokens"),
     Hot("ssd", r"\boutput_tile\(", "6x16 tile of the output, 2 terms"),
