@@ -23,10 +23,12 @@ DRAM_BYTES = 192 << 20
 
 
 def inputs(channels: int, layout: str, residence: str) -> list[torch.Tensor]:
-    """(1,D,L) tensors, channel-major or views of time-major memory; many of them for `dram`."""
+    """(1,D,L) tensors of the layout; many of them for `dram`."""
     count = 1 if residence == "cache" else DRAM_BYTES // (channels * LENGTH * 4) + 1
     if layout == "time-major":
         return [torch.randn(1, LENGTH, channels).transpose(1, 2) for _ in range(count)]
+    if layout == "strided":  # every second value, so that no stride is 1
+        return [torch.randn(1, channels, 2 * LENGTH)[..., ::2] for _ in range(count)]
     return [torch.randn(1, channels, LENGTH) for _ in range(count)]
 
 
@@ -91,7 +93,7 @@ def compare(
 def main() -> None:
     args = arguments(__doc__)
     for channels, layout, residence in itertools.product(
-        (1536, 8192), ("contiguous", "time-major"), ("cache", "dram")
+        (1536, 8192), ("contiguous", "time-major", "strided"), ("cache", "dram")
     ):
         widths = (2, 3, 4, 5, 6, 7, 8) if channels == 1536 else (4,)
         for width in widths:
