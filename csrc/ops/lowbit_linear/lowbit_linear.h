@@ -1,0 +1,98 @@
+// y = epilogue(x W^T + bias) + residual for weights of 8 bits down to 1, packed once.
+//
+// A weight is w[n, k] = scale[n, g] * float(value[n, k] - zero[n, g]) + offset[n, g], g = k / group
+// (a group's last one may be short). `value` is what a format's code means:
+//   int8 u - 128, int4 u - 8, int3 u - 4, int2 u - 2, ternary u - 1, binary 2u - 1,
+// zero is an integer in a code's units (stored as a code: value and zero lose the same constant, so
+// value - zero = u - zero_code), offset a float; each may be absent.
+//
+// Packed weights: [panels, units, bytes of a unit], panels of 16 outputs (two matrices interleaved
+// panel by panel for the *_mul epilogues, as in linear), units of so many k:
+//   int8           4 k,  64 bytes: byte 4r + i is value(r, i) as s8
+//   int4           8 k,  64 bytes: byte 4r + i has u(r, i) in its low, u(r, 4 + i) in its high half
+//   int2, ternary 16 k,  64 bytes: byte 4r + i has u(r, 4p + i) in bits 2p and 2p + 1
+//   int3          32 k, 192 bytes: the low two bits as two units of int2, then 64 bytes whose byte
+//                       4r + i has the high bit of u(r, 4p + i) in bit p
+//   ternary_dense 48 k, 160 bytes: with v = 9 value(r, 3t) + 3 value(r, 3t + 1) + value(r, 3t + 2),
+//                       byte 16j + r has |v| of t = 2j in its low, of t = 2j + 1 in its high half
+//                       (j < 8), then 16 little-endian words whose bit t says v < 0: 5/3 bits
+//   binary        32 k,  64 bytes: byte 16j + r has u(r, 8j + b) in bit b (j < 4)
+// so that 64 bytes are what an AVX-512 register, two of AVX2 or four of NEON hold: outputs side by
+// side, four consecutive k each, which is what dot-product instructions take. Codes past k or n are
+// zero. A prefix of outputs (whole panels) or of k (whole units and groups) is a prefix of the
+// array: strides are arguments.
+//
+// Activations, one of
+// - float: x as it is; the result is linear()'s on the dequantized float32 weight, bit for bit.
+// - int8: xs = absmax(x[b]) / 127, xq = rne(x * (127 / absmax)), never -128. A row of zeros, or
+//   one whose 127 / absmax is no finite float32, has xs = 0 and xq = 0; a row with NaN or infinity
+//   gives NaN. With S = sum of (value - zero) * xq over a group, an exact int32, and X the sum of
+//   xq there,
+//     t = fma(scale, float(S), t), then t = fma(offset, float(X), t) where there is an offset
+//   for ascending g from t = 0, and xs * t enters the epilogue. Every instruction set, number of
+//   threads and of rows gives the same bits of it.
+#pragma once
+#include <cstddef>
+
+#include "base/cpu.h"
+#include "base/dtype.h"
+#include "ops/linear/linear.h"
+
+namespace effinfer {
+
+enum class LowbitFormat : int8_t { int8, int4, int3, int2, ternary, ternary_dense, binary };
+
+namespace lowbit {
+
+struct Layout {
+  int unit_k, unit_bytes;
+  int max_code;      // codes are 0 .. max_code
+  int step, centre;  // value = step * code - centre
+};
+
+constexpr Layout layout(LowbitFormat f) {
+  switch (f) {
+    case LowbitFormat::int8:
+      return {4, 64, 255, 1, 128};
+    case LowbitFormat::int4:
+      return {8, 64, 15, 1, 8};
+    case LowbitFormat::int3:
+      return {32, 192, 7, 1, 4};
+    case LowbitFormat::int2:
+      return {16, 64, 3, 1, 2};
+    case LowbitFormat::ternary:
+      return {16, 64, 2, 1, 1};
+    case LowbitFormat::ternary_dense:
+      return {48, 160, 2, 1, 1};
+    case LowbitFormat::binary:
+      return {32, 64, 1, 2, 1};
+  }
+  return {};
+}
+
+// A group is a multiple of this, or all of k; for ternary_dense all of k.
+constexpr int64_t group_step(LowbitFormat f) {
+  return f == LowbitFormat::int3 || f == LowbitFormat::binary ? 32 : 16;
+}
+
+}  // namespace lowbit
+
+struct LowbitWeight {
+  const uint8_t* packed;  // [panels, units, unit bytes]
+  const void* scale;      // [panels, groups, 16] in scale_type
+  const uint8_t* zero;    // [panels, groups, 16] codes, or null for the format's centre
+  const void* offset;     // [panels, groups, 16] in scale_type, or null
+  int64_t panel_stride;   // bytes between panels
+  int64_t scale_stride;   // elements between panels of scale, zero and offset
+  int64_t group;          // k per scale
+  DType scale_type;
+  LowbitFormat format;
+};
+
+struct LowbitLinear {
+  Linear io;  // x, bias, residual, y and their sizes; its weight and weight_type are not used
+  LowbitWeight weight;
+  bool int8_activations;
+};
+
+}  // namespace effinfer
