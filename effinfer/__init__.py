@@ -3,7 +3,7 @@
 Importing this changes nothing in torch or transformers.
 """
 
-from effinfer import nn, ops
+from effinfer import fold, nn, ops
 from effinfer._native import backend_info, set_backend, set_num_threads, use_backend, use_reference
 from effinfer.errors import (
     BackendUnavailableError,
@@ -26,6 +26,7 @@ __all__ = [
     "UnsupportedOpError",
     "VerificationError",
     "backend_info",
+    "fold",
     "nn",
     "ops",
     "patch",
