@@ -1,0 +1,1 @@
+"""Quantization: weights in, low-bit weights out."""
