@@ -3,18 +3,12 @@
 #include <string>
 
 #include "base/parallel.h"
+#include "python/epilogue.h"
 #include "python/tensor.h"
 
 namespace effinfer::linear_binding {
 
 constexpr auto kOp = "linear";
-constexpr const char* kEpilogues[] = {"none", "silu", "gelu", "gelu_tanh", "silu_mul", "gelu_mul"};
-
-Epilogue epilogue_named(const std::string& name) {
-  for (int i = 0; i < 6; ++i)
-    if (name == kEpilogues[i]) return static_cast<Epilogue>(i);
-  reject(kOp, "epilogue", "be a known one", "'" + name + "'");  // the Python layer lists them
-}
 
 void run(py::handle x_, py::handle packed_, int64_t out_features, py::handle bias_,
          const std::string& epilogue, py::handle residual_, py::handle y_) {
@@ -22,7 +16,7 @@ void run(py::handle x_, py::handle packed_, int64_t out_features, py::handle bia
   const Rows x = want_rows(kOp, "x", x_, kFloats);
   Linear args = {};
   args.n = out_features;
-  args.epilogue = epilogue_named(epilogue);
+  args.epilogue = epilogue_named(kOp, epilogue);
   if (args.n < 0) reject(kOp, "out_features", "be 0 or more", std::to_string(args.n));
   const Tensor packed =
       want(kOp, "packed", packed_, kFloats, {linear_layout::panels(args), x.dim, kPanel});
@@ -53,8 +47,8 @@ void run(py::handle x_, py::handle packed_, int64_t out_features, py::handle bia
 }
 
 void advise(py::handle tensor) {
-  const Tensor t = want("pack_linear", "packed", tensor, kFloats);
-  advise_huge_pages(t.data, static_cast<size_t>(t.numel() * size_of(t.dtype())));
+  const Tensor t = want("advise_huge_pages", "packed", tensor, kFloats | kU8);
+  advise_huge_pages(t.data, static_cast<size_t>(t.numel() * t.element_size));
 }
 
 void bind(Module& m) {

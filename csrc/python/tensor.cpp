@@ -29,6 +29,8 @@ uint32_t type_of(dlpack::DataType t) {
       return kBf16;
     case dlpack::kInt << 8 | 32:
       return kI32;
+    case dlpack::kUInt << 8 | 8:
+      return kU8;
     case dlpack::kBool << 8 | 8:
       return kBool8;
     case dlpack::kComplex << 8 | 64:
@@ -43,7 +45,8 @@ struct TypeName {
   const char* name;
 };
 constexpr TypeName kTypeNames[] = {{kF32, "float32"}, {kBf16, "bfloat16"}, {kF16, "float16"},
-                                   {kI32, "int32"},   {kBool8, "bool"},    {kC64, "complex64"}};
+                                   {kI32, "int32"},   {kBool8, "bool"},    {kC64, "complex64"},
+                                   {kU8, "uint8"}};
 
 std::string type_names(uint32_t types) {
   std::string text;

@@ -25,8 +25,9 @@ enum Types : uint32_t {
   kI32 = 8,
   kBool8 = 16,
   kC64 = 32,
-  kOther = 64,  // anything else: only its element size is known
-  kAnyType = kFloats | kI32 | kBool8 | kC64 | kOther,
+  kU8 = 64,
+  kOther = 128,  // anything else: only its element size is known
+  kAnyType = kFloats | kI32 | kBool8 | kC64 | kU8 | kOther,
 };
 
 // A borrowed, checked view; null when an optional argument was None.

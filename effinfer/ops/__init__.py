@@ -1,5 +1,12 @@
 """The ops: each a fast function with ``.reference`` (plain torch) and ``.isa()`` beside it."""
 
+from effinfer.ops.binary_linear import (
+    binary_linear,
+    pack_binary,
+    pack_signs,
+    unpack_binary,
+    unpack_signs,
+)
 from effinfer.ops.causal_conv1d import causal_conv1d
 from effinfer.ops.causal_conv1d_update import causal_conv1d_update
 from effinfer.ops.gated_rms_norm import gated_rms_norm
@@ -23,6 +30,7 @@ from effinfer.ops.state_copy import (
 )
 
 __all__ = [
+    "binary_linear",
     "causal_conv1d",
     "causal_conv1d_update",
     "discretize",
@@ -31,7 +39,9 @@ __all__ = [
     "layer_norm",
     "linear",
     "lmu_matrices",
+    "pack_binary",
     "pack_linear",
+    "pack_signs",
     "rms_norm",
     "selective_scan",
     "selective_scan_lmu",
@@ -45,5 +55,7 @@ __all__ = [
     "state_gather",
     "state_rollback",
     "state_scatter",
+    "unpack_binary",
     "unpack_linear",
+    "unpack_signs",
 ]

@@ -2,6 +2,7 @@
 #include "base/scalar.h"
 
 #include "ops/linear/linear.h"
+#include "ops/linear/scalar_epilogue.h"
 
 namespace effinfer {
 namespace {
@@ -16,27 +17,6 @@ constexpr int64_t place(int64_t lane) {
 template <>
 constexpr int64_t place<bf16>(int64_t lane) {
   return lane < 8 ? 2 * lane : 2 * lane - 15;
-}
-
-float gelu(float x) { return 0.5f * x * (1.f + std::erf(x * 0.70710678f)); }
-float gelu_tanh(float x) {
-  return x / (1.f + std::exp(-1.5957691216f * x * (1.f + 0.044715f * x * x)));
-}
-
-float activate(Epilogue e, float x) {
-  switch (e) {
-    case Epilogue::none:
-      return x;
-    case Epilogue::silu:
-    case Epilogue::silu_mul:
-      return scalar::silu(x);
-    case Epilogue::gelu:
-    case Epilogue::gelu_mul:
-      return gelu(x);
-    case Epilogue::gelu_tanh:
-      return gelu_tanh(x);
-  }
-  return x;
 }
 
 template <class X, class W>
@@ -65,7 +45,7 @@ void run(const Linear& a, const LinearTask& t) {
         const int64_t n = panel / step * kPanel + lane;
         if (n >= a.n) break;
         float v = dot<X, W>(a, row, panel, lane) + (a.bias != nullptr ? a.bias[n] : 0.f);
-        v = activate(a.epilogue, v);
+        v = scalar::activate(a.epilogue, v);
         if (step == 2)
           v *= dot<X, W>(a, row, panel + 1, lane) + (a.bias != nullptr ? a.bias[a.n + n] : 0.f);
         scalar::put(y + n, a.residual != nullptr ? v + scalar::get(residual + n) : v);
