@@ -14,6 +14,7 @@ from bench.peers.common import Side
 from bench.peers.lowbit_case import Case
 
 ROOT = Path(__file__).parents[2]
+INSTALLED = {"action": "store_true", "help": "measure the installed effinfer"}
 
 
 def quantized(case: Case, format: str, group: int) -> Any:
@@ -43,11 +44,8 @@ def linear(case: Case, format: str, *, activations: str = "int8", group: int = 1
     packed = ops.pack_lowbit(plain)
     read = sum(tensor.nbytes for tensor in _tensors(packed).values())
 
-    def copy(packed: Any) -> Any:
-        again = ops.pack_lowbit(plain)  # as a user's: in huge pages where packing asks for them
-        return again
-
-    turn = case.turns(packed, read, copy)
+    # Packed again rather than cloned: packing is what asks for huge pages.
+    turn = case.turns(packed, read, lambda _: ops.pack_lowbit(plain))
     truth = case.truth(plain.dequantize())
     return Side(lambda: ops.lowbit_linear(x, turn(), activations=activations), None, truth, read)
 

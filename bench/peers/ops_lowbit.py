@@ -122,8 +122,7 @@ def compare(name: str, case: Case, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    installed = {"action": "store_true", "help": "measure the installed effinfer"}
-    args = arguments(__doc__, installed=installed)
+    args = arguments(__doc__, installed=ours.INSTALLED)
     if args.installed:
         ours.use_installed()
     for outputs, inputs in SHAPES:
