@@ -60,7 +60,7 @@ def use_installed() -> None:
         raise SystemExit("--installed: no effinfer is installed outside this tree")
 
 
-def build() -> dict[str, str]:
+def build(op: str) -> dict[str, str]:
     """Which effinfer is measured: installed or in place, its version, and its compiler."""
     import effinfer
     from effinfer import _C, ops
@@ -71,5 +71,5 @@ def build() -> dict[str, str]:
         "build": "in place" if library.is_relative_to(ROOT) else "installed",
         "version": effinfer.__version__,
         "compiler": named.group().decode() if named else "not recorded in the library",
-        "isa": ops.lowbit_linear.isa(),
+        "isa": getattr(ops, op).isa(),
     }

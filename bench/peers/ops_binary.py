@@ -72,7 +72,7 @@ def run(
         bound=BOUND,
         part=ends,
         unit={"GOPS": operations / 1e9},
-        facts=lambda: {"ceilings": ceilings(args.threads), "effinfer": ours.build()},
+        facts=lambda: {"ceilings": ceilings(args.threads), "effinfer": ours.build("binary_linear")},
         sample_s=SAMPLE_S,
         settle_s=SETTLE_S,
     )

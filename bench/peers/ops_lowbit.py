@@ -115,7 +115,7 @@ def compare(name: str, case: Case, args: argparse.Namespace) -> None:
         bound=BOUND,
         part=ends,
         unit={"GOPS": 2 * case.rows * case.outputs * case.inputs / 1e9},
-        facts=lambda: {"ceilings": ceilings(args.threads), "effinfer": ours.build()},
+        facts=lambda: {"ceilings": ceilings(args.threads), "effinfer": ours.build("lowbit_linear")},
         sample_s=SAMPLE_S,
         settle_s=SETTLE_S,
     )
