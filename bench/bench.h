@@ -12,12 +12,16 @@
 
 namespace effinfer::bench {
 
+// Which of the machine's rates bounds a case's arithmetic (see ceilings.h).
+enum class Peak : int8_t { fma, int8, code };
+
 struct Case {
   std::string shape;  // such as "B1 L512 D1536 N16"
   DType dtype;
   double flops;               // arithmetic operations of one run, an FMA counted as two
   double bytes;               // memory that one run must move at least
   std::function<void()> run;  // owns its buffers
+  Peak peak = Peak::fma;
 };
 
 // One line at file scope per op: `const Registration kRms("rms_norm", rms_norm_cases);`

@@ -124,6 +124,10 @@ Options parse(int argc, char** argv) {
 
 const char* name_of(DType t) { return t == DType::f32 ? "f32" : t == DType::bf16 ? "bf16" : "f16"; }
 
+double peak(const Ceilings& c, Peak kind) {
+  return 1e9 * (kind == Peak::int8 ? c.dot_gops : kind == Peak::code ? c.code_gops : c.fma_gflops);
+}
+
 bool wanted(const Options& o, const Case& c) {
   return c.shape.find(o.shape) != std::string::npos &&
          (o.dtype.empty() || o.dtype == name_of(c.dtype));
@@ -138,15 +142,18 @@ void print_ceilings(const std::string& isa, const Ceilings& c, bool json, bool l
     std::printf("    {\"isa\": \"%s\", \"threads\": %d, \"read_gbs\": {", isa.c_str(), c.threads);
     for (int i = 0; i < 4; ++i)
       std::printf("%s\"%d\": %.2f", i ? ", " : "", kStreamCounts[i], c.read_gbs[i]);
-    std::printf("}, \"cache_gbs\": %.1f, \"fma_gflops\": %.1f, \"int8_dot_gops\": %.1f}%s\n",
-                c.cache_gbs, c.fma_gflops, c.dot_gops, last ? "" : ",");
+    std::printf(
+        "}, \"cache_gbs\": %.1f, \"fma_gflops\": %.1f, \"int8_dot_gops\": %.1f, "
+        "\"code_dot_gops\": %.1f}%s\n",
+        c.cache_gbs, c.fma_gflops, c.dot_gops, c.code_gops, last ? "" : ",");
     return;
   }
   std::printf("%-8s %2d thread%s  read", isa.c_str(), c.threads, c.threads > 1 ? "s" : " ");
   for (int i = 0; i < 4; ++i) std::printf("  %d: %5.1f", kStreamCounts[i], c.read_gbs[i]);
   std::printf(
-      " GB/s (by streams)   cache %6.1f GB/s   f32 FMA %6.1f GFLOP/s   int8 dot %6.1f GOP/s\n",
-      c.cache_gbs, c.fma_gflops, c.dot_gops);
+      " GB/s (by streams)   cache %6.1f GB/s   f32 FMA %6.1f GFLOP/s   int8 dot %6.1f, "
+      "codes of 4 bits %6.1f GOP/s\n",
+      c.cache_gbs, c.fma_gflops, c.dot_gops, c.code_gops);
 }
 
 void print_row(const Row& r, bool json, bool first) {
@@ -196,7 +203,7 @@ int run(const Options& o) {
           const Ceilings& c = ceilings[{isa, threads}];
           const bool cached = work.bytes < kCacheBytes;
           const double memory = work.bytes / ((cached ? c.cache_gbs : c.best_read_gbs) * 1e9);
-          const double compute = work.flops / (c.fma_gflops * 1e9);
+          const double compute = work.flops / peak(c, work.peak);
           const double seconds = median_seconds(work.run, o.seconds);
           print_row({op.name, isa, &work, threads, seconds, std::max(memory, compute),
                      compute > memory ? "compute"

@@ -69,7 +69,7 @@ double seconds_on(int threads, F f) {
 }  // namespace
 
 const CeilingLoops& scalar_loops() {
-  static const CeilingLoops loops = {scalar_read, scalar_fma, scalar_dot, 8, 8};
+  static const CeilingLoops loops = {scalar_read, scalar_fma, scalar_dot, scalar_dot, 8, 8, 8};
   return loops;
 }
 
@@ -106,10 +106,14 @@ Ceilings measure_ceilings(int threads) {
   }
 
   constexpr int64_t kRounds = 200000;
-  double seconds = seconds_on(threads, [&](int64_t) { g_sink = loops.fma(kRounds); });
-  c.fma_gflops = 2e-9 * static_cast<double>(loops.fma_per_round * kRounds * threads) / seconds;
-  seconds = seconds_on(threads, [&](int64_t) { g_sink = static_cast<float>(loops.dot(kRounds)); });
-  c.dot_gops = 2e-9 * static_cast<double>(loops.dot_per_round * kRounds * threads) / seconds;
+  const auto giga_ops = [&](auto loop, int64_t per_round) {
+    const double seconds =
+        seconds_on(threads, [&](int64_t) { g_sink = static_cast<float>(loop(kRounds)); });
+    return 2e-9 * static_cast<double>(per_round * kRounds * threads) / seconds;
+  };
+  c.fma_gflops = giga_ops(loops.fma, loops.fma_per_round);
+  c.dot_gops = giga_ops(loops.dot, loops.dot_per_round);
+  c.code_gops = giga_ops(loops.code, loops.code_per_round);
   return c;
 }
 

@@ -15,7 +15,9 @@ struct Ceilings {
   double best_read_gbs;
   double cache_gbs;  // 256 KB a thread, read again and again
   double fma_gflops;
-  double dot_gops;  // int8 multiply-adds, two operations each
+  double dot_gops;  // int8 multiply-adds into 32 bits, two operations each
+  double
+      code_gops;  // the same of codes of at most 4 bits with int8, whose sums fit 16 bits a while
 };
 
 // Measures with `threads` threads on the current instruction set; takes about a second.
@@ -24,9 +26,10 @@ Ceilings measure_ceilings(int threads);
 // One instruction set's measuring loops. Each returns a value that depends on all it did.
 struct CeilingLoops {
   float (*read)(const float* data, int64_t floats, int streams);
-  float (*fma)(int64_t rounds);    // kFmaPerRound * lanes FMAs a round
-  int32_t (*dot)(int64_t rounds);  // dot_per_round int8 multiply-adds a round
-  int64_t fma_per_round, dot_per_round;
+  float (*fma)(int64_t rounds);     // kFmaPerRound * lanes FMAs a round
+  int32_t (*dot)(int64_t rounds);   // dot_per_round int8 multiply-adds a round
+  int32_t (*code)(int64_t rounds);  // code_per_round multiply-adds of small codes
+  int64_t fma_per_round, dot_per_round, code_per_round;
 };
 
 const CeilingLoops& scalar_loops();

@@ -21,7 +21,8 @@ int32_t dot_loop(int64_t rounds) {
 }  // namespace
 
 const bench::CeilingLoops& bench::neon_dotprod_loops() {
-  static const CeilingLoops loops = {read_loop, fma_loop, dot_loop, kChains * kLanes, 8 * 16};
+  static const CeilingLoops loops = {read_loop,        fma_loop, dot_loop, dot_loop,
+                                     kChains * kLanes, 8 * 16,   8 * 16};
   return loops;
 }
 

@@ -41,9 +41,8 @@ def stock_model() -> nn.Module:
 
 def our_model(stock: nn.Module) -> nn.Module:
     """The same with every BitLinear's codes in our kernel's packing."""
-    from effinfer.quant.loaders.bitnet import bitnet_weight
-
     from effinfer.nn import LowBitLinear
+    from effinfer.quant.loaders.bitnet import bitnet_weight
 
     model = copy.deepcopy(stock)
     for name, module in list(model.named_modules()):

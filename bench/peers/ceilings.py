@@ -22,7 +22,8 @@ def bench_binary() -> str | None:
 
 
 def ceilings(threads: int) -> dict[str, Any]:
-    """Measured now: best read bandwidth over stream counts, and the f32 FMA peak."""
+    """Measured now: best read bandwidth over stream counts, and the peaks of f32 FMAs, of int8
+    products, and of int8's with codes of at most 4 bits."""
     binary = bench_binary()
     if binary is None:
         return {"absent": "effinfer-bench is neither installed nor built"}
@@ -34,4 +35,6 @@ def ceilings(threads: int) -> dict[str, Any]:
         "read_gbs": max(by_streams.values()),
         "read_gbs_by_streams": by_streams,
         "fma_gflops": measured["fma_gflops"],
+        "int8_dot_gops": measured["int8_dot_gops"],
+        "code_dot_gops": measured["code_dot_gops"],
     }
