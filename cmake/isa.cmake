@@ -1,9 +1,8 @@
 # A source file named after an instruction set is compiled with that set's flags, and left out
 # where the processor family has no such set.
+set(scalar_flags -ffp-contract=off)  # definitions round where they say, on Arm too
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  set(scalar_flags -fno-unswitch-loops)  # no copy of the norms' loops for each null argument: 3 s
-else()
-  set(scalar_flags "")
+  list(APPEND scalar_flags -fno-unswitch-loops)  # no copy of the norms' loops for each null argument: 3 s
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(avx2_flags -mavx2 -mfma -mf16c -mbmi2)

@@ -35,6 +35,8 @@ uint32_t type_of(dlpack::DataType t) {
       return kBool8;
     case dlpack::kComplex << 8 | 64:
       return kC64;
+    case dlpack::kInt << 8 | 8:
+      return kI8;
     default:
       return kOther;
   }
@@ -46,7 +48,7 @@ struct TypeName {
 };
 constexpr TypeName kTypeNames[] = {{kF32, "float32"}, {kBf16, "bfloat16"}, {kF16, "float16"},
                                    {kI32, "int32"},   {kBool8, "bool"},    {kC64, "complex64"},
-                                   {kU8, "uint8"}};
+                                   {kU8, "uint8"},    {kI8, "int8"}};
 
 std::string type_names(uint32_t types) {
   std::string text;

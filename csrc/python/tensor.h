@@ -26,8 +26,9 @@ enum Types : uint32_t {
   kBool8 = 16,
   kC64 = 32,
   kU8 = 64,
-  kOther = 128,  // anything else: only its element size is known
-  kAnyType = kFloats | kI32 | kBool8 | kC64 | kU8 | kOther,
+  kI8 = 128,
+  kOther = 256,  // anything else: only its element size is known
+  kAnyType = kFloats | kI32 | kBool8 | kC64 | kU8 | kI8 | kOther,
 };
 
 // A borrowed, checked view; null when an optional argument was None.

@@ -13,6 +13,8 @@ from effinfer.ops.gated_rms_norm import gated_rms_norm
 from effinfer.ops.hidden_attention import hidden_attention
 from effinfer.ops.layer_norm import layer_norm
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
+from effinfer.ops.lowbit_linear import PackedLowBit, lowbit_linear, pack_lowbit, unpack_lowbit
+from effinfer.ops.lowbit_weight import LowBitWeight
 from effinfer.ops.rms_norm import rms_norm
 from effinfer.ops.selective_scan import selective_scan
 from effinfer.ops.selective_scan_lmu import lmu_matrices, selective_scan_lmu
@@ -30,6 +32,8 @@ from effinfer.ops.state_copy import (
 )
 
 __all__ = [
+    "LowBitWeight",
+    "PackedLowBit",
     "binary_linear",
     "causal_conv1d",
     "causal_conv1d_update",
@@ -39,8 +43,10 @@ __all__ = [
     "layer_norm",
     "linear",
     "lmu_matrices",
+    "lowbit_linear",
     "pack_binary",
     "pack_linear",
+    "pack_lowbit",
     "pack_signs",
     "rms_norm",
     "selective_scan",
@@ -57,5 +63,6 @@ __all__ = [
     "state_scatter",
     "unpack_binary",
     "unpack_linear",
+    "unpack_lowbit",
     "unpack_signs",
 ]

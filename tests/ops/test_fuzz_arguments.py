@@ -46,6 +46,21 @@ def ssd(batch=1):
             "z": randn(batch, 9, 4, 3), "dt_bias": randn(4), "dt_softplus": True}  # fmt: skip
 
 
+def packed_lowbit():
+    weight = ops.LowBitWeight("int4", torch.randint(0, 16, (20, 32), dtype=torch.uint8),
+                              randn(20, 2), 16, torch.full((20, 2), 3, dtype=torch.uint8),
+                              randn(20, 2))  # fmt: skip
+    return vars(ops.pack_lowbit(weight))
+
+
+def lowbit_linear(x, bias, residual, activations, epilogue, **packed):
+    return ops.lowbit_linear(x, ops.PackedLowBit(**packed), bias, activations=activations,
+                             epilogue=epilogue, residual=residual)  # fmt: skip
+
+
+# Ops whose arguments are not all plain, called with plain ones.
+ASSEMBLED = {"lowbit_linear": lowbit_linear}
+
 # A good call of every op, with as many of its arguments as go together.
 CALLS = {
     "causal_conv1d": lambda: {"x": randn(1, 6, 9), "weight": randn(6, 4), "bias": randn(6),
@@ -60,6 +75,9 @@ CALLS = {
                            "residual": randn(3, 8)},
     "linear": lambda: {"x": randn(3, 8), "packed": ops.pack_linear(randn(20, 8)),
                        "out_features": 20, "bias": randn(20), "residual": randn(3, 20)},
+    "lowbit_linear": lambda: {"x": randn(3, 32), **packed_lowbit(), "bias": randn(20),
+                              "residual": randn(3, 20), "activations": "int8",
+                              "epilogue": "none"},
     "rms_norm": lambda: {"x": randn(3, 8), "weight": randn(8), "eps": 1e-5,
                          "residual": randn(3, 8)},
     "selective_scan": lambda: {**scan_inputs(), **scan_options(6, 4)},
@@ -155,7 +173,7 @@ def copies(args):
 def outcome(name, args):
     """What the op returns and leaves in its arguments, or its error."""
     try:
-        result = getattr(ops, name)(**args)
+        result = ASSEMBLED.get(name, getattr(ops, name))(**args)
     except Exception as error:
         return error
     results = result if isinstance(result, tuple) else (result,)

@@ -3,9 +3,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
 
-#include "base/parallel.h"
+#include "ops/linear/tasks.h"
 
 namespace effinfer {
 namespace {
@@ -23,42 +22,11 @@ constexpr Kernel<LinearFn> kKernels[] = {
 };
 
 constexpr int64_t kLeastPanels = kMaxGroup;  // of a task; one stream alone is half the bandwidth
-constexpr int64_t kXFloats = 27000;         // of x copied at a time: they share L2 with the weights
-constexpr int64_t kTasksPerSlot = 4;        // enough for a slow worker to be made up for
-constexpr int64_t kWorthThreads = 1 << 18;  // multiply-adds: under about 10 us a thread costs more
-constexpr int64_t kRowStep = 12;            // a multiple of every kernel's tile
+constexpr int64_t kXFloats = 27000;   // of x copied at a time: they share L2 with the weights
+constexpr int64_t kTasksPerSlot = 4;  // enough for a slow worker to be made up for
+constexpr int64_t kRowStep = 12;      // a multiple of every kernel's tile
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// How the output is cut into tasks: `rows` x `panels` each, the rows of one panel group together,
-// so that those weights are read from memory once.
-struct Cut {
-  int64_t rows, panels;            // of one task, at most
-  int64_t row_parts, panel_parts;  // tasks
-  int64_t x_blocks;
-};
-
-Cut cut(const Linear& a) {
-  Cut c;
-  c.row_parts = ceil_div(a.rows, kMaxRows);
-  c.rows =
-      a.rows <= kMaxRows ? a.rows : ceil_div(ceil_div(a.rows, c.row_parts), kRowStep) * kRowStep;
-  c.row_parts = ceil_div(a.rows, c.rows);
-  c.panels = kMaxPanels;
-  const int64_t all = panels(a), wanted = a.slots > 1 ? a.slots * kTasksPerSlot : 1;
-  while (c.panels > kLeastPanels && c.row_parts * ceil_div(all, c.panels) < wanted) c.panels /= 2;
-  c.panel_parts = ceil_div(all, c.panels);
-  const int64_t fitting = std::max<int64_t>(1, kXFloats / (c.rows * kXStride));
-  c.x_blocks = std::min(fitting, ceil_div(a.k, kTerms));
-  return c;
-}
-
-// Floats: blocks of x, a panel pair of 16-bit weights widened, and the sums: of one group of
-// panels, or of all while they wait for more of x.
-int64_t scratch_per_slot(const Linear& a, const Cut& c) {
-  const int64_t held = c.x_blocks * kTerms >= a.k ? kMaxGroup : c.panels;
-  return c.rows * (c.x_blocks * kXStride + held * kPanel) + 2 * kTerms * kPanel;
-}
 
 bool empty(const Linear& a) { return a.rows <= 0 || a.n <= 0; }
 
@@ -66,33 +34,42 @@ bool empty(const Linear& a) { return a.rows <= 0 || a.n <= 0; }
 
 const Kernel<LinearFn>& linear_kernel() { return pick(kKernels); }
 
+void share_panels(const Linear& a, LinearCut& c) {
+  c.panels = kMaxPanels;
+  const int64_t all = panels(a), wanted = a.slots > 1 ? a.slots * kTasksPerSlot : 1;
+  while (c.panels > kLeastPanels && c.row_parts * ceil_div(all, c.panels) < wanted) c.panels /= 2;
+  c.panel_parts = ceil_div(all, c.panels);
+}
+
+LinearCut linear_cut(const Linear& a) {
+  LinearCut c;
+  c.row_parts = ceil_div(a.rows, kMaxRows);
+  c.rows =
+      a.rows <= kMaxRows ? a.rows : ceil_div(ceil_div(a.rows, c.row_parts), kRowStep) * kRowStep;
+  c.row_parts = ceil_div(a.rows, c.rows);
+  share_panels(a, c);
+  const int64_t fitting = std::max<int64_t>(1, kXFloats / (c.rows * kXStride));
+  c.x_blocks = std::min(fitting, ceil_div(a.k, kTerms));
+  return c;
+}
+
+// Blocks of x, a panel pair of 16-bit weights widened, and the sums: of one group of panels, or of
+// all while they wait for more of x.
+int64_t linear_scratch_per_slot(const Linear& a, const LinearCut& c) {
+  const int64_t held = c.x_blocks * kTerms >= a.k ? kMaxGroup : c.panels;
+  return c.rows * (c.x_blocks * kXStride + held * kPanel) + 2 * kTerms * kPanel;
+}
+
 size_t linear_scratch(const Linear& a) {
   if (empty(a)) return 0;
-  return static_cast<size_t>(a.slots * scratch_per_slot(a, cut(a))) * sizeof(float);
+  return static_cast<size_t>(a.slots * linear_scratch_per_slot(a, linear_cut(a))) * sizeof(float);
 }
 
 void linear(const Linear& a) {
   if (empty(a)) return;
   const auto run = linear_kernel().run;
-  const Cut c = cut(a);
-  const int64_t per_slot = scratch_per_slot(a, c), tasks = c.row_parts * c.panel_parts;
-  const int64_t all = panels(a);
-  std::atomic<int64_t> next{0};
-  // The chunk is a slot, and slots claim tasks: what a thread may write is its chunk's, whatever
-  // the number of threads has become since the scratch was sized.
-  auto work = [&](int64_t slot, int64_t) {
-    float* scratch = a.scratch + slot * per_slot;
-    for (int64_t t = next++; t < tasks; t = next++) {
-      const int64_t row = t % c.row_parts * c.rows, panel = t / c.row_parts * c.panels;
-      run(a, {row, std::min(c.rows, a.rows - row), panel, std::min(c.panels, all - panel),
-              c.x_blocks, scratch});
-    }
-  };
-  const bool small = a.rows * all * kPanel * a.k < kWorthThreads;
-  if (small || a.slots <= 1)
-    work(0, 0);
-  else
-    parallel_for(std::min(a.slots, tasks), work);
+  const LinearCut c = linear_cut(a);
+  linear_tasks(a, c, linear_scratch_per_slot(a, c), [&](const LinearTask& t) { run(a, t); });
 }
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {

@@ -1,7 +1,4 @@
 // The definition, one output at a time.
-#include "base/scalar.h"
-
-#include "ops/linear/linear.h"
 #include "ops/linear/scalar_epilogue.h"
 
 namespace effinfer {
@@ -36,22 +33,12 @@ float dot(const Linear& a, int64_t row, int64_t panel, int64_t lane) {
 
 template <class X, class W>
 void run(const Linear& a, const LinearTask& t) {
-  const int64_t step = takes_two(a.epilogue) ? 2 : 1;
-  for (int64_t row = t.row; row < t.row + t.rows; ++row) {
-    const X* residual = static_cast<const X*>(a.residual) + row * a.residual_stride;
-    X* y = static_cast<X*>(a.y) + row * a.y_stride;
-    for (int64_t panel = t.panel; panel < t.panel + t.panels; panel += step) {
-      for (int64_t lane = 0; lane < kPanel; ++lane) {
-        const int64_t n = panel / step * kPanel + lane;
-        if (n >= a.n) break;
-        float v = dot<X, W>(a, row, panel, lane) + (a.bias != nullptr ? a.bias[n] : 0.f);
-        v = scalar::activate(a.epilogue, v);
-        if (step == 2)
-          v *= dot<X, W>(a, row, panel + 1, lane) + (a.bias != nullptr ? a.bias[a.n + n] : 0.f);
-        scalar::put(y + n, a.residual != nullptr ? v + scalar::get(residual + n) : v);
-      }
-    }
-  }
+  scalar::finish_each<X>(
+      a, t,
+      [&](int64_t row, int64_t panel, int64_t lane) { return dot<X, W>(a, row, panel, lane); },
+      [&](int64_t row, int64_t n, float v) {
+        scalar::put(static_cast<X*>(a.y) + row * a.y_stride + n, v);
+      });
 }
 
 }  // namespace

@@ -93,6 +93,56 @@ struct LowbitLinear {
   Linear io;  // x, bias, residual, y and their sizes; its weight and weight_type are not used
   LowbitWeight weight;
   bool int8_activations;
+  // For layers of integers only; io.x_type is float32 with either.
+  const float* x_scale;     // [rows]: x holds int8 codes of -127 .. 127 with these scales; or null
+  const float* multiplier;  // [n]: y holds int8: rne(min(max(v * multiplier[n], low), high)), where
+                            // a NaN becomes low; or null
+  float low, high;
 };
+
+// int8 activations: what quantizing makes of x, and the kernels read.
+struct LowbitRows {
+  int8_t* codes;   // [rows, stride]: k codes, then zeros
+  float* scale;    // [rows]: xs
+  int32_t* sums;   // [rows, groups]: X
+  int64_t stride;  // a multiple of 64 that holds whole units of every format
+  int64_t groups;
+};
+
+namespace lowbit {
+constexpr int64_t kSideBySide = 4;  // panels that walk down k together where rows are few
+constexpr int64_t kBlock = 256;     // k of a panel decoded at a time
+}  // namespace lowbit
+
+// Quantizes so many rows of x, from `row` on.
+using LowbitQuantizeFn = void (*)(const LowbitLinear&, const LowbitRows&, int64_t row,
+                                  int64_t rows);
+// One task with int8 activations; its scratch: lowbit_int8_scratch(task.rows) floats.
+using LowbitInt8Fn = void (*)(const LowbitLinear&, const LowbitRows&, const LinearTask&);
+// One task with float activations; tasks and scratch are as linear()'s on float32 weights.
+using LowbitFloatFn = void (*)(const LowbitLinear&, const LinearTask&);
+
+struct LowbitKernels {
+  LowbitQuantizeFn quantize;
+  LowbitInt8Fn int8;
+  LowbitFloatFn floats;
+};
+
+// Sums and integer sums of the panels side by side, and a block of one decoded.
+constexpr int64_t lowbit_int8_scratch(int64_t rows) {
+  using linear_layout::kPanel;
+  return 2 * lowbit::kSideBySide * rows * kPanel + lowbit::kBlock * kPanel / 4;
+}
+
+const Kernel<LowbitKernels>& lowbit_linear_kernel();
+size_t lowbit_linear_scratch(const LowbitLinear& args);  // bytes; reads sizes, slots and formats
+void lowbit_linear(const LowbitLinear& args);
+
+void lowbit_quantize_scalar(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
+void lowbit_int8_scalar(const LowbitLinear&, const LowbitRows&, const LinearTask&);
+void lowbit_float_scalar(const LowbitLinear&, const LinearTask&);
+
+void lowbit_quantize_avx2(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
+void lowbit_int8_avx2(const LowbitLinear&, const LowbitRows&, const LinearTask&);
 
 }  // namespace effinfer
