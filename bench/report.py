@@ -1,4 +1,4 @@
-"""Writes the table of measured speed into README.md and docs/benchmarks.md from bench/results.
+"""Writes the tables of measured speed into README.md and docs from bench/results.
 
     python -m bench.report
 
@@ -8,42 +8,13 @@ says so.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
-BEGIN, END = "<!-- speed:begin (python -m bench.report) -->", "<!-- speed:end -->"
-MISSING = "not measured"
+from bench import report_lowbit
+from bench.report_claims import ROOT, Claim, Goal, load, table
 
-Cases = dict[str, dict[str, Any]]
-
-
-def load(comparison: str) -> Cases:
-    path = RESULTS / f"{comparison}.json"
-    return json.loads(path.read_text())["cases"] if path.exists() else {}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One measured value and the bound it has to keep."""
-
-    text: str  # shows the value, e.g. "{:.0f}x transformers"
-    value: Callable[[], float]
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def show(self) -> str:
-        try:
-            value = self.value()
-        except KeyError:
-            return MISSING
-        low = self.at_least is not None and value < self.at_least
-        high = self.at_most is not None and value > self.at_most
-        return self.text.format(value) + (" (**short**)" if low or high else "")
+DOCS = ("README.md", "docs/benchmarks.md", "docs/low-bit.md")
 
 
 def times(
@@ -143,7 +114,7 @@ def linear_claims() -> tuple[list[Claim], list[Claim], list[Claim]]:
     return few, f32, bf16
 
 
-def goals() -> list[tuple[str, str, list[Claim]]]:
+def goals() -> list[Goal]:
     scan, ssd = "selective_scan D1536 N16 L512, threads=1", "ssd H24 P64 N128 L512, threads=1"
     few, f32, bf16 = linear_claims()
     mamba, mamba2 = "mamba-130m", "mamba2-130m"
@@ -237,32 +208,27 @@ def goals() -> list[tuple[str, str, list[Claim]]]:
     ]
 
 
-def table() -> str:
-    lines = ["| figure (1 thread unless said) | goal | measured |", "|---|---|---|"]
-    for figure, goal, claims in goals():
-        shown = [claim.show() for claim in claims]
-        if set(shown) == {MISSING}:
-            shown = [MISSING]
-        lines.append(f"| {figure} | {goal} | {'; '.join(shown)} |")
-    return "\n".join(lines)
-
-
-def rewrite(path: Path, text: str) -> bool:
-    """Replaces what stands between the markers; True when the file has them."""
+def rewrite(path: Path, name: str, text: str) -> bool:
+    """Replaces what stands between the markers of that name; True when the file has them."""
+    begin, end = f"<!-- {name}:begin (python -m bench.report) -->", f"<!-- {name}:end -->"
     content = path.read_text()
-    if BEGIN not in content:
+    if begin not in content:
         return False
-    head, _, rest = content.partition(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    head, _, rest = content.partition(begin)
+    path.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
     return True
 
 
 def main() -> None:
-    text = table()
-    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
-        if path.exists() and rewrite(path, text):
-            print(f"{path.relative_to(ROOT)}: table rewritten")
-    print(text)
+    tables = {
+        "speed": table(goals(), "figure (1 thread unless said)"),
+        "low-bit": table(report_lowbit.goals(), "figure (the worst of both shapes)"),
+    }
+    for path in (ROOT / name for name in DOCS):
+        for name, text in tables.items():
+            if path.exists() and rewrite(path, name, text):
+                print(f"{path.relative_to(ROOT)}: table {name!r} rewritten")
+    print("\n\n".join(tables.values()))
 
 
 if __name__ == "__main__":

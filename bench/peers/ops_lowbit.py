@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.peers import lowbit_ours as ours
@@ -25,10 +25,15 @@ BOUND = 3e-2  # 7-bit activations a tensor and bfloat16 among the peers; all err
 
 SideFactory = Callable[[Case], Side]
 
+
+def on_ternary(factory: SideFactory) -> SideFactory:
+    """The same on ternary weights: the nearest format of peers that have no other of 2 bits."""
+    return lambda case: factory(replace(case, kind="ternary"))
+
+
 F32: dict[str, SideFactory] = {"torch f32": peers.torch_f32}
 ORT_INT8 = partial(ort.side, accuracy=4)
 TERNARY: dict[str, SideFactory] = {
-    **F32,
     "llama.cpp tq2_0": peers.llama("tq2_0"),
     "ik iq2_bn": peers.ik("iq2_bn"),
     "ik iq2_bn_r4": peers.ik("iq2_bn_r4"),
@@ -79,9 +84,15 @@ FORMATS = {
     "w2a8 g128": Format(
         "plain",
         partial(ours.linear, format="int2"),
-        {**F32, "llama.cpp q2_K": peers.llama("q2_K")},
+        {
+            **F32,
+            "llama.cpp q2_K": peers.llama("q2_K"),
+            **{name: on_ternary(factory) for name, factory in TERNARY.items()},
+        },
     ),
-    "ternary": Format("ternary", partial(ours.linear, format="ternary", group=1 << 30), TERNARY),
+    "ternary": Format(
+        "ternary", partial(ours.linear, format="ternary", group=1 << 30), F32 | TERNARY
+    ),
     "ternary 1.6": Format(
         "ternary",
         partial(ours.linear, format="ternary_dense", group=1 << 30),
