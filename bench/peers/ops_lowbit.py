@@ -74,6 +74,7 @@ FORMATS = {
             "llama.cpp q4_K": peers.llama("q4_K"),
             "ik q4_0_r8": peers.ik("q4_0_r8"),
             "ik q4_K": peers.ik("q4_K"),
+            "T-MAC": peers.tmac,
         },
     ),
     "w3a8 g128": Format(
@@ -87,6 +88,7 @@ FORMATS = {
         {
             **F32,
             "llama.cpp q2_K": peers.llama("q2_K"),
+            "T-MAC": peers.tmac,
             **{name: on_ternary(factory) for name, factory in TERNARY.items()},
         },
     ),
@@ -101,7 +103,7 @@ FORMATS = {
     "binary x int8": Format(
         "binary",
         partial(ours.linear, format="binary"),
-        {**F32, "llama.cpp q1_0": peers.llama("q1_0")},
+        {**F32, "llama.cpp q1_0": peers.llama("q1_0"), "T-MAC": peers.tmac},
     ),
     "w4 f32 g128": Format(
         "plain",
