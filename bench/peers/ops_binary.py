@@ -61,18 +61,65 @@ def linears(args: argparse.Namespace) -> None:
             )
 
 
+def conv_ours(weight: torch.Tensor, x: torch.Tensor) -> Side:
+    """Thresholds at 0, zero padding, channel scales; x is float32 with channels last."""
+    from effinfer import ops
+
+    packed, counts = ops.pack_binary_conv2d(weight)
+    scale = weight.abs().mean((1, 2, 3))
+    outputs, inputs = weight.shape[:2]
+    return Side(
+        lambda: ops.binary_conv2d(x, packed, counts, inputs, outputs, scale, padding=1),
+        weight_bytes=packed.nbytes,
+    )
+
+
+def conv_torch(weight: torch.Tensor, x: torch.Tensor) -> Side:
+    w = signs(weight) * weight.abs().mean((1, 2, 3), keepdim=True)
+    w = w.contiguous(memory_format=torch.channels_last)
+    x = signs(x).contiguous(memory_format=torch.channels_last)
+    return Side(lambda: F.conv2d(x, w, padding=1), weight_bytes=w.nbytes)
+
+
+def convs(args: argparse.Namespace) -> None:
+    for channels, side in CONVS:
+        torch.manual_seed(channels)
+        weight = torch.randn(channels, channels, 3, 3)
+        x = torch.randn(IMAGES, channels, side, side)
+        x = x.contiguous(memory_format=torch.channels_last)
+        exact = signs(weight).double() * weight.abs().mean((1, 2, 3), keepdim=True).double()
+        run(
+            f"conv 3x3 {channels} channels, {IMAGES} x {side}x{side}",
+            {
+                "effinfer": partial(conv_ours, weight, x),
+                "torch f32": partial(conv_torch, weight, x),
+            },
+            2 * 9 * x.numel() * channels,
+            args,
+            reference=partial(F.conv2d, signs(x).double(), exact, padding=1),
+            op="binary_conv2d",
+        )
+
+
 def run(
-    name: str, sides: dict[str, Callable[[], Side]], operations: int, args: argparse.Namespace
+    name: str,
+    sides: dict[str, Callable[[], Side]],
+    operations: int,
+    args: argparse.Namespace,
+    *,
+    reference: Callable[[], torch.Tensor] | None = None,
+    op: str = "binary_linear",
 ) -> None:
     measure(
         "ops_binary",
         f"{name}, threads={args.threads}",
         sides,
         args,
+        reference=reference,
         bound=BOUND,
         part=ends,
         unit={"GOPS": operations / 1e9},
-        facts=lambda: {"ceilings": ceilings(args.threads), "effinfer": ours.build("binary_linear")},
+        facts=lambda: {"ceilings": ceilings(args.threads), "effinfer": ours.build(op)},
         sample_s=SAMPLE_S,
         settle_s=SETTLE_S,
     )
@@ -83,6 +130,7 @@ def main() -> None:
     if args.installed:
         ours.use_installed()
     linears(args)
+    convs(args)
 
 
 if __name__ == "__main__":
