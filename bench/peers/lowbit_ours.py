@@ -52,12 +52,13 @@ def linear(case: Case, format: str, *, activations: str = "int8", group: int = 1
 
 def use_installed() -> None:
     """Makes `import effinfer` find the installed package, not the tree this module lies in."""
-    tree = {"", str(ROOT)}
-    sys.path[:] = [place for place in sys.path if place not in tree]
-    import effinfer
-
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != ROOT]
+    try:
+        import effinfer
+    except ImportError as error:
+        raise SystemExit(f"--installed: no effinfer outside this tree: {error}") from error
     if Path(effinfer.__file__).is_relative_to(ROOT):
-        raise SystemExit("--installed: no effinfer is installed outside this tree")
+        raise SystemExit("--installed: the effinfer that is installed is this tree's")
 
 
 def build(op: str) -> dict[str, str]:
@@ -66,7 +67,11 @@ def build(op: str) -> dict[str, str]:
     from effinfer import _C, ops
 
     library = Path(_C.__file__)
-    named = re.search(rb"clang version [\d.]+|GCC: \([^)]*\) [\d.]+", library.read_bytes())
+    # The C start files name GCC in every library, so clang counts wherever it is named.
+    content = library.read_bytes()
+    named = re.search(rb"clang version [\d.]+", content) or re.search(
+        rb"GCC: \([^)]*\) [\d.]+", content
+    )
     return {
         "build": "in place" if library.is_relative_to(ROOT) else "installed",
         "version": effinfer.__version__,
