@@ -14,6 +14,7 @@ from effinfer.errors import (
     VerificationError,
 )
 from effinfer.patch import PatchReport, patch, patched, register_patch, supported, unpatch
+from effinfer.quant.plan import plan_bits
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "ops",
     "patch",
     "patched",
+    "plan_bits",
     "register_patch",
     "set_backend",
     "set_num_threads",
