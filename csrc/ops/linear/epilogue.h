@@ -96,29 +96,34 @@ void finish_panel(Epilogue e, const Finish<T>& o) {
   }
 }
 
+// How the sums [rows, 16] of a task's panel, or of its gate and the panel after it, become y.
+template <class T>
+Finish<T> finish_of(const Linear& a, const LinearTask& t, int64_t panel, const float* sums) {
+  const int64_t n = (t.panel + panel) / (takes_two(a.epilogue) ? 2 : 1) * kPanel;
+  const auto residual = static_cast<const T*>(a.residual);
+  Finish<T> o = {};
+  o.sums = sums;
+  o.up_sums = sums + t.rows * kPanel;
+  if (a.bias != nullptr) {
+    o.bias = a.bias + n;
+    o.up_bias = a.bias + a.n + n;
+  }
+  if (residual != nullptr) o.residual = residual + t.row * a.residual_stride + n;
+  o.y = static_cast<T*>(a.y) + t.row * a.y_stride + n;
+  o.rows = t.rows;
+  o.residual_stride = a.residual_stride;
+  o.y_stride = a.y_stride;
+  o.valid = a.n - n < kPanel ? a.n - n : kPanel;
+  return o;
+}
+
 // Turns the sums [panels, rows, 16] of the task's panels from `panel` on into y.
 template <class T>
 void finish(const Linear& a, const LinearTask& t, int64_t panel, int64_t panels,
             const float* sums) {
-  const int64_t step = takes_two(a.epilogue) ? 2 : 1, part = t.rows * kPanel;
-  const auto residual = static_cast<const T*>(a.residual);
-  for (int64_t p = 0; p < panels; p += step, sums += step * part) {
-    const int64_t n = (t.panel + panel + p) / step * kPanel;
-    Finish<T> o = {};
-    o.sums = sums;
-    o.up_sums = sums + part;
-    if (a.bias != nullptr) {
-      o.bias = a.bias + n;
-      o.up_bias = a.bias + a.n + n;
-    }
-    if (residual != nullptr) o.residual = residual + t.row * a.residual_stride + n;
-    o.y = static_cast<T*>(a.y) + t.row * a.y_stride + n;
-    o.rows = t.rows;
-    o.residual_stride = a.residual_stride;
-    o.y_stride = a.y_stride;
-    o.valid = a.n - n < kPanel ? a.n - n : kPanel;
-    finish_panel(a.epilogue, o);
-  }
+  const int64_t step = takes_two(a.epilogue) ? 2 : 1;
+  for (int64_t p = 0; p < panels; p += step, sums += step * t.rows * kPanel)
+    finish_panel(a.epilogue, finish_of<T>(a, t, panel + p, sums));
 }
 
 }  // namespace

@@ -6,6 +6,9 @@ namespace effinfer {
 namespace {
 
 constexpr Kernel<LowbitKernels> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx2", kAvx2, {lowbit_quantize_avx2, lowbit_int8_avx2, lowbit_float_scalar}},
+#endif
     {"scalar", kScalar, {lowbit_quantize_scalar, lowbit_int8_scalar, lowbit_float_scalar}},
 };
 

@@ -1,0 +1,30 @@
+#include "ops/lowbit_linear/dot_avx2.h"
+#include "ops/lowbit_linear/int8.h"
+#include "ops/lowbit_linear/quantize.h"
+
+namespace effinfer {
+
+void lowbit_quantize_avx2(const LowbitLinear& a, const LowbitRows& q, int64_t row, int64_t rows) {
+  quantize_rows(a, q, row, rows);
+}
+
+void lowbit_int8_avx2(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) {
+  switch (a.weight.format) {
+    case LowbitFormat::int8:
+      return int8_task<Int8>(a, q, t);
+    case LowbitFormat::int4:
+      return int8_task<Int4>(a, q, t);
+    case LowbitFormat::int3:
+      return int8_task<Int3>(a, q, t);
+    case LowbitFormat::int2:
+      return int8_task<Int2>(a, q, t);
+    case LowbitFormat::ternary:
+      return int8_task<Ternary>(a, q, t);
+    case LowbitFormat::ternary_dense:
+      return int8_task<TernaryDense>(a, q, t);
+    case LowbitFormat::binary:
+      return int8_task<Binary>(a, q, t);
+  }
+}
+
+}  // namespace effinfer

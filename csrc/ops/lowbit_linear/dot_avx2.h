@@ -1,0 +1,273 @@
+// AVX2: codes of each packed format in registers, and their exact products with int8. 32 bytes hold
+// 8 outputs, four consecutive k each ("a quad"), two such vectors the 16 of a panel.
+#pragma once
+#include "base/vec.h"
+#include "ops/lowbit_linear/lowbit_linear.h"
+
+namespace effinfer {
+namespace {
+
+using Int = __m256i;
+
+constexpr int kDirectRows = 4;
+constexpr int kTileRows = 4;
+constexpr int kLargestX = 127;
+constexpr int64_t kQuadBytes = 64;
+
+// vpmaddubsw adds two products, and i16 sums hold so many of its results.
+constexpr int flush_bound(int max_code) { return 32767 / (2 * max_code * kLargestX); }
+static_assert(flush_bound(15) == 8 && flush_bound(7) == 18 && flush_bound(3) == 43);
+static_assert(flush_bound(2) == 64 && flush_bound(1) == 129 && 2 * 128 * kLargestX <= 32767);
+
+EFFINFER_INLINE Int load_bytes(const void* p) {
+  return _mm256_loadu_si256(static_cast<const Int*>(p));
+}
+EFFINFER_INLINE Int bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+template <int n>
+EFFINFER_INLINE Int shift_right(Int x) {  // of bytes: what comes in from the left is to be masked
+  return n == 0 ? x : _mm256_srli_epi16(x, n);
+}
+
+// Units of decoded codes: four quads.
+template <int max_code>
+struct DecodedCodes {
+  static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes, kMaxCode = max_code;
+  static constexpr bool kSigned = false;
+  template <class Use>
+  static EFFINFER_INLINE void quads(const uint8_t* w, Use&& use) {
+    EFFINFER_UNROLL
+    for (int q = 0; q < 4; ++q) use(q, load_bytes(w + q * 64), load_bytes(w + q * 64 + 32));
+  }
+};
+
+// What formats that decode in registers share.
+template <class F, int unit_k, int unit_bytes, int max_code, int step, int centre>
+struct DirectCodes {
+  static constexpr int kUnitK = unit_k, kUnitBytes = unit_bytes, kMaxCode = max_code;
+  static constexpr int kStep = step, kCentre = centre, kDirectRows = effinfer::kDirectRows;
+  static constexpr bool kSigned = false, kDecodes = true;
+  using Decoded = DecodedCodes<(max_code > 3 ? max_code : 3)>;
+
+  static void decode(const uint8_t* w, int64_t units, uint8_t* out) {
+    for (int64_t u = 0; u < units; ++u, w += unit_bytes, out += unit_k / 4 * kQuadBytes) {
+      F::quads(w, [&](int q, Int a, Int b) __attribute__((always_inline)) {
+        _mm256_store_si256(reinterpret_cast<Int*>(out + q * kQuadBytes), a);
+        _mm256_store_si256(reinterpret_cast<Int*>(out + q * kQuadBytes + 32), b);
+      });
+    }
+  }
+};
+
+struct Int4 : DirectCodes<Int4, 8, 64, 15, 1, 8> {
+  template <class Use>
+  static EFFINFER_INLINE void quads(const uint8_t* w, Use&& use) {
+    const Int a = load_bytes(w), b = load_bytes(w + 32), low = bytes(15);
+    use(0, a & low, b & low);
+    use(1, shift_right<4>(a) & low, shift_right<4>(b) & low);
+  }
+};
+
+template <int max_code, int centre>
+struct TwoBits : DirectCodes<TwoBits<max_code, centre>, 16, 64, max_code, 1, centre> {
+  template <class Use>
+  static EFFINFER_INLINE void quads(const uint8_t* w, Use&& use) {
+    const Int a = load_bytes(w), b = load_bytes(w + 32), low = bytes(3);
+    use(0, a & low, b & low);
+    use(1, shift_right<2>(a) & low, shift_right<2>(b) & low);
+    use(2, shift_right<4>(a) & low, shift_right<4>(b) & low);
+    use(3, shift_right<6>(a) & low, shift_right<6>(b) & low);
+  }
+};
+using Int2 = TwoBits<3, 2>;
+using Ternary = TwoBits<2, 1>;
+
+struct Int3 : DirectCodes<Int3, 32, 192, 7, 1, 4> {
+  // Bit p of each byte as its bit 2.
+  template <int p>
+  static EFFINFER_INLINE Int high_bit(Int x) {
+    if constexpr (p < 2)
+      x = _mm256_slli_epi16(x, 2 - p);
+    else
+      x = shift_right<p - 2>(x);
+    return x & bytes(4);
+  }
+  template <int p>
+  static EFFINFER_INLINE Int code(Int low, Int high) {
+    return (shift_right<p % 4 * 2>(low) & bytes(3)) | high_bit<p>(high);
+  }
+  template <int p, class Use>
+  static EFFINFER_INLINE void quad(const uint8_t* w, Use&& use) {
+    const uint8_t* const low = w + p / 4 * 64;
+    use(p, code<p>(load_bytes(low), load_bytes(w + 128)),
+        code<p>(load_bytes(low + 32), load_bytes(w + 160)));
+  }
+  template <class Use>
+  static EFFINFER_INLINE void quads(const uint8_t* w, Use&& use) {
+    quad<0>(w, use), quad<1>(w, use), quad<2>(w, use), quad<3>(w, use);
+    quad<4>(w, use), quad<5>(w, use), quad<6>(w, use), quad<7>(w, use);
+  }
+};
+
+struct Binary : DirectCodes<Binary, 32, 64, 1, 2, 1> {
+  template <class Use>
+  static EFFINFER_INLINE void quads(const uint8_t* w, Use&& use) {
+    // Each output's byte four times, outputs 0 to 7 and 8 to 15; then a bit of it in each.
+    const Int first = _mm256_setr_epi64x(0x0101010100000000, 0x0303030302020202, 0x0505050504040404,
+                                         0x0707070706060606);
+    const Int second = first + bytes(8), one = bytes(1);
+    const Int low = _mm256_set1_epi32(0x08040201), high = _mm256_set1_epi32(0x80402010);
+    EFFINFER_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const Int octets = _mm256_broadcastsi128_si256(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 16 * j)));
+      const Int a = _mm256_shuffle_epi8(octets, first), b = _mm256_shuffle_epi8(octets, second);
+      use(2 * j, _mm256_min_epu8(a & low, one), _mm256_min_epu8(b & low, one));
+      use(2 * j + 1, _mm256_min_epu8(a & high, one), _mm256_min_epu8(b & high, one));
+    }
+  }
+};
+
+// Values as they are: nothing to decode, and i16 sums hold one product pair only.
+struct Int8 {
+  static constexpr int kUnitK = 4, kUnitBytes = 64, kStep = 1, kCentre = 0, kDirectRows = 0;
+  static constexpr bool kSigned = true, kDecodes = false;
+  using Decoded = Int8;
+};
+
+struct TernaryDense {
+  static constexpr int kUnitK = 48, kUnitBytes = 160, kStep = 1, kCentre = 1, kDirectRows = 0;
+  static constexpr bool kDecodes = true;
+  using Decoded = DecodedCodes<3>;
+
+  // 4 k of 16 outputs, one k after the other, into a quad.
+  static EFFINFER_INLINE void store_quad(const __m128i (&k)[4], uint8_t* out) {
+    const __m128i low01 = _mm_unpacklo_epi8(k[0], k[1]), high01 = _mm_unpackhi_epi8(k[0], k[1]);
+    const __m128i low23 = _mm_unpacklo_epi8(k[2], k[3]), high23 = _mm_unpackhi_epi8(k[2], k[3]);
+    auto* const to = reinterpret_cast<__m128i*>(out);
+    _mm_store_si128(to, _mm_unpacklo_epi16(low01, low23));
+    _mm_store_si128(to + 1, _mm_unpackhi_epi16(low01, low23));
+    _mm_store_si128(to + 2, _mm_unpacklo_epi16(high01, high23));
+    _mm_store_si128(to + 3, _mm_unpackhi_epi16(high01, high23));
+  }
+
+  static void decode(const uint8_t* w, int64_t units, uint8_t* out) {
+    // The digits, -1 to 1, of 0 to 13 in balanced base 3.
+    const __m128i digits[] = {_mm_setr_epi8(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0),
+                              _mm_setr_epi8(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0),
+                              _mm_setr_epi8(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0)};
+    const __m128i nibble = _mm_set1_epi8(15), one = _mm_set1_epi8(1);
+    const __m128i even = _mm_set1_epi16(0xff);
+    for (int64_t u = 0; u < units; ++u, w += kUnitBytes, out += kUnitK / 4 * kQuadBytes) {
+      const auto* const words = reinterpret_cast<const __m128i*>(w + 128);
+      const __m128i first = _mm_loadu_si128(words), second = _mm_loadu_si128(words + 1);
+      const __m128i signs[] = {
+          _mm_packus_epi16(first & even, second & even),
+          _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8))};
+      __m128i codes[12];  // of four triples
+      EFFINFER_UNROLL
+      for (int t = 0; t < 16; ++t) {
+        const __m128i pair = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + t / 2 * 16));
+        const __m128i magnitude = (t % 2 == 0 ? pair : _mm_srli_epi16(pair, 4)) & nibble;
+        const __m128i bit = _mm_set1_epi8(static_cast<char>(1 << t % 8));
+        const __m128i sign = _mm_cmpeq_epi8(signs[t / 8] & bit, bit) | one;  // -1 or 1
+        EFFINFER_UNROLL
+        for (int d = 0; d < 3; ++d) {
+          const __m128i digit = _mm_shuffle_epi8(digits[d], magnitude);
+          codes[t % 4 * 3 + d] = _mm_add_epi8(_mm_sign_epi8(digit, sign), one);
+        }
+        if (t % 4 == 3) {
+          uint8_t* const quads = out + t / 4 * 3 * kQuadBytes;
+          EFFINFER_UNROLL
+          for (int q = 0; q < 3; ++q)
+            store_quad({codes[4 * q], codes[4 * q + 1], codes[4 * q + 2], codes[4 * q + 3]},
+                       quads + q * kQuadBytes);
+        }
+      }
+    }
+  }
+};
+
+EFFINFER_INLINE Int four_of(const int8_t* x) {
+  int32_t word;
+  memcpy(&word, x, sizeof(word));
+  return _mm256_set1_epi32(word);
+}
+
+// sums += the i16 pairs of `part`.
+EFFINFER_INLINE void flush(Int part, int32_t* sums) {
+  auto* const at = reinterpret_cast<Int*>(sums);
+  const Int wide = _mm256_madd_epi16(part, _mm256_set1_epi16(1));
+  _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), wide));
+}
+
+// Unsigned codes: products of a quad fit i16 many times over.
+template <class F, int R>
+__attribute__((noinline)) void dot_unsigned(const uint8_t* w, const int8_t* x, int64_t x_stride,
+                                            int64_t units, int32_t* sums) {
+  constexpr int64_t kRun = flush_bound(F::kMaxCode) / (F::kUnitK / 4);  // units before a flush
+  static_assert(kRun >= 1);
+  while (units > 0) {
+    int64_t run = units < kRun ? units : kRun;
+    units -= run;
+    Int part[R][2];
+    EFFINFER_UNROLL
+    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = _mm256_setzero_si256();
+    for (; run > 0; --run, w += F::kUnitBytes, x += F::kUnitK) {
+      F::quads(w, [&](int q, Int a, Int b) __attribute__((always_inline)) {
+        EFFINFER_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const Int four = four_of(x + r * x_stride + 4 * q);
+          part[r][0] = _mm256_add_epi16(part[r][0], _mm256_maddubs_epi16(a, four));
+          part[r][1] = _mm256_add_epi16(part[r][1], _mm256_maddubs_epi16(b, four));
+        }
+      });
+    }
+    EFFINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      flush(part[r][0], sums + r * 16);
+      flush(part[r][1], sums + r * 16 + 8);
+    }
+  }
+}
+
+// Signed bytes: |w| times x with w's sign, exact in i16 for one quad since |w| <= 128.
+template <int R>
+__attribute__((noinline)) void dot_signed(const uint8_t* w, const int8_t* x, int64_t x_stride,
+                                          int64_t units, int32_t* sums) {
+  const Int ones = _mm256_set1_epi16(1);
+  Int sum[R][2];
+  EFFINFER_UNROLL
+  for (int r = 0; r < R; ++r) {
+    sum[r][0] = load_bytes(sums + r * 16);
+    sum[r][1] = load_bytes(sums + r * 16 + 8);
+  }
+  for (; units > 0; --units, w += 64, x += 4) {
+    const Int a = load_bytes(w), b = load_bytes(w + 32);
+    const Int abs_a = _mm256_abs_epi8(a), abs_b = _mm256_abs_epi8(b);
+    EFFINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Int four = four_of(x + r * x_stride);
+      const Int p = _mm256_maddubs_epi16(abs_a, _mm256_sign_epi8(four, a));
+      const Int q = _mm256_maddubs_epi16(abs_b, _mm256_sign_epi8(four, b));
+      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(p, ones));
+      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(q, ones));
+    }
+  }
+  EFFINFER_UNROLL
+  for (int r = 0; r < R; ++r) {
+    _mm256_storeu_si256(reinterpret_cast<Int*>(sums + r * 16), sum[r][0]);
+    _mm256_storeu_si256(reinterpret_cast<Int*>(sums + r * 16 + 8), sum[r][1]);
+  }
+}
+
+template <class F, int R>
+EFFINFER_INLINE void dot(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t units,
+                         int32_t* sums) {
+  if constexpr (F::kSigned)
+    dot_signed<R>(w, x, x_stride, units, sums);
+  else
+    dot_unsigned<F, R>(w, x, x_stride, units, sums);
+}
+
+}  // namespace
+}  // namespace effinfer
