@@ -99,6 +99,15 @@ __device__ inline float fma(float a, float b, float c) {
 #endif
 }
 
+// a b, rounded: never half of a fused multiply-add.
+__device__ inline float mul(float a, float b) {
+#if defined(EFFINFER_CUDA_SHIM)
+  return a * b;
+#else
+  return __fmul_rn(a, b);
+#endif
+}
+
 __device__ inline float load(const float* p) { return *p; }
 __device__ inline float load(const bf16* p) { return bits_to_float(uint32_t{p->bits} << 16); }
 __device__ inline float load(const f16* p) { return half_to_float(p->bits); }

@@ -144,7 +144,10 @@ void run(py::handle x_, py::handle packed_, py::handle scale_, py::handle zero_,
   io.y_stride = y.stride;
   io.x_type = x.tensor.dtype();
   want_integers(args, x, y, x_scale_, multiplier_, low, high);
-#if !defined(EFFINFER_CUDA_MODULE)
+#if defined(EFFINFER_CUDA_MODULE)
+  const DeviceScratch scratch(x_, lowbit_linear_cuda_scratch(args));
+  io.scratch = scratch.data();
+#else
   io.slots = num_threads();
   io.scratch = static_cast<float*>(workspace(lowbit_linear_scratch(args)));
 #endif

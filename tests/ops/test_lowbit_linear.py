@@ -193,7 +193,12 @@ def test_float_activations_are_linear_on_the_dequantized_weight(device, format, 
         for dtype in DTYPES:
             x = torch.randn(rows, k, device=device).to(dtype)
             got = lowbit_linear(x, on(pack_lowbit(weight), device), bias, activations="f32")
-            assert torch.equal(got, linear(x, plain, n, bias))
+            want = linear(x, plain, n, bias)
+            on_gpu = _native.native(x) is not _native.module("_C")
+            if on_gpu and dtype is not torch.float32:  # tensor cores: another order of summing
+                assert_close(got, want.double())
+            else:
+                assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("k", [4096, 65536])

@@ -32,14 +32,23 @@ __device__ inline float activate(Epilogue e, float x) {
   }
 }
 
-__device__ inline void finish(const Linear& a, int64_t row, int64_t n, float first, float second) {
+__device__ inline float finished(const Linear& a, int64_t row, int64_t n, float first,
+                                 float second) {
   float v = activate(a.epilogue, first + (a.bias != nullptr ? a.bias[n] : 0.f));
   if (takes_two(a.epilogue)) v *= second + (a.bias != nullptr ? a.bias[a.n + n] : 0.f);
   if (a.residual != nullptr) v += gpu::load_any(a.residual, a.x_type, row * a.residual_stride + n);
-  gpu::store_any(a.y, a.x_type, row * a.y_stride + n, v);
+  return v;
+}
+
+__device__ inline void finish(const Linear& a, int64_t row, int64_t n, float first, float second) {
+  gpu::store_any(a.y, a.x_type, row * a.y_stride + n, finished(a, row, n, first, second));
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool is_aligned(const void* p, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
 
 // Rows go along the grid's y, at most kMaxGridYZ tiles of them at a time: launch(part, row tiles).
 template <class F>

@@ -241,10 +241,6 @@ __global__ void __launch_bounds__(kPanels* gpu::kWarp)
 
 // ---- launching ----------------------------------------------------------------------------------
 
-inline bool is_aligned(const void* p, uintptr_t bytes) {
-  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
-}
-
 inline bool fits_tensor_cores(const Linear& a) {
   return a.x_type == a.weight_type && a.x_type != DType::f32 && is_aligned(a.weight, 16);
 }

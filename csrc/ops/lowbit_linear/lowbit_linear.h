@@ -23,7 +23,9 @@
 // array: strides are arguments.
 //
 // Activations, one of
-// - float: x as it is; the result is linear()'s on the dequantized float32 weight, bit for bit.
+// - float: x as it is; the result is linear()'s on the dequantized float32 weight, bit for bit. (On
+//   a GPU only for float32 x. 16-bit x goes through tensor cores, times value - zero, and scales
+//   multiply the sums: as close to float64, and a row's bits still its own.)
 // - int8: xs = absmax(x[b]) / 127, xq = rne(x * (127 / absmax)), never -128. A row of zeros, or
 //   one whose 127 / absmax is no finite float32, has xs = 0 and xq = 0; a row with NaN or infinity
 //   gives NaN. With S = sum of (value - zero) * xq over a group, an exact int32, and X the sum of
@@ -144,5 +146,8 @@ void lowbit_float_scalar(const LowbitLinear&, const LinearTask&);
 
 void lowbit_quantize_avx2(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
 void lowbit_int8_avx2(const LowbitLinear&, const LowbitRows&, const LinearTask&);
+
+int lowbit_linear_cuda(const LowbitLinear&, void* stream);  // a cudaError_t
+int64_t lowbit_linear_cuda_scratch(const LowbitLinear&);    // floats; reads the sizes
 
 }  // namespace effinfer
