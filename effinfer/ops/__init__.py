@@ -1,5 +1,11 @@
 """The ops: each a fast function with ``.reference`` (plain torch) and ``.isa()`` beside it."""
 
+from effinfer.ops.binary_conv2d import (
+    binary_conv2d,
+    pack_binary_conv2d,
+    unpack_binary_conv2d,
+)
+from effinfer.ops.binary_conv2d_fixed import binary_conv2d_fixed
 from effinfer.ops.binary_linear import (
     binary_linear,
     pack_binary,
@@ -34,6 +40,8 @@ from effinfer.ops.state_copy import (
 __all__ = [
     "LowBitWeight",
     "PackedLowBit",
+    "binary_conv2d",
+    "binary_conv2d_fixed",
     "binary_linear",
     "causal_conv1d",
     "causal_conv1d_update",
@@ -45,6 +53,7 @@ __all__ = [
     "lmu_matrices",
     "lowbit_linear",
     "pack_binary",
+    "pack_binary_conv2d",
     "pack_linear",
     "pack_lowbit",
     "pack_signs",
@@ -62,6 +71,7 @@ __all__ = [
     "state_rollback",
     "state_scatter",
     "unpack_binary",
+    "unpack_binary_conv2d",
     "unpack_linear",
     "unpack_lowbit",
     "unpack_signs",

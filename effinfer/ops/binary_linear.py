@@ -37,6 +37,16 @@ def unpack_signs(bits: torch.Tensor, k: int, dtype: torch.dtype = torch.float32)
     return 1 - 2 * ones.to(dtype)
 
 
+def panels_of(bits: torch.Tensor) -> torch.Tensor:
+    """Packed rows ``(N, bytes)`` as panels ``(ceil(N / 32), bytes, 32)``, huge pages behind them."""
+    rows = F.pad(bits, (0, 0, 0, -bits.shape[0] % OUTPUTS))
+    panels = rows.view(rows.shape[0] // OUTPUTS, OUTPUTS, bits.shape[1]).transpose(1, 2)
+    packed = bits.new_empty(panels.shape)
+    if packed.is_cpu and type(packed) is torch.Tensor and packed.numel():
+        native(packed).advise_huge_pages(packed)
+    return packed.copy_(panels)
+
+
 def pack_binary(weight: torch.Tensor) -> torch.Tensor:
     """Pack the signs of a weight for :func:`binary_linear`.
 
@@ -55,13 +65,7 @@ def pack_binary(weight: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"pack_binary: weight must have 2 dimensions, got shape {tuple(weight.shape)}"
         )
-    bits = pack_signs(weight)
-    rows = F.pad(bits, (0, 0, 0, -bits.shape[0] % OUTPUTS))
-    panels = rows.view(rows.shape[0] // OUTPUTS, OUTPUTS, bits.shape[1]).transpose(1, 2)
-    packed = bits.new_empty(panels.shape)
-    if packed.is_cpu and type(packed) is torch.Tensor and packed.numel():
-        native(packed).advise_huge_pages(packed)
-    return packed.copy_(panels)
+    return panels_of(pack_signs(weight))
 
 
 def unpack_binary(
@@ -108,7 +112,9 @@ def _reference(
     dtype = torch.float32 if is_bits else x.dtype
     wide = torch.promote_types(dtype, torch.float32)
     signs = unpack_signs(x, in_features, wide) if is_bits else torch.where(x < 0, -1, 1).to(wide)
-    y = signs @ unpack_binary(packed, out_features, in_features, wide).t()
+    spare = -in_features % 8  # bits of the last byte: +1 in x, and no products
+    signs = F.pad(signs, (0, spare), value=1.0)
+    y = signs @ unpack_binary(packed, out_features, in_features + spare, wide).t() - spare
     if weight_scale is not None:
         y = y * weight_scale.to(wide)
     if mean_scale:

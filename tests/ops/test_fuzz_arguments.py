@@ -63,6 +63,15 @@ ASSEMBLED = {"lowbit_linear": lowbit_linear}
 
 # A good call of every op, with as many of its arguments as go together.
 CALLS = {
+    "binary_conv2d": lambda: {
+        "x": randn(2, 5, 4, 3), "packed": ops.pack_binary_conv2d(randn(20, 5, 3, 3)),
+        "in_channels": 5, "out_channels": 20, "kernel_size": 3, "weight_scale": torch.rand(20), "bias": randn(20),
+        "threshold": randn(5), "stride": 2, "padding": 1, "dilation": 1, "pad_ones": False,
+        "residual": randn(2, 20, 2, 2)},
+    "binary_linear": lambda: {
+        "x": randn(3, 9), "packed": ops.pack_binary(randn(20, 9)), "in_features": 9,
+        "out_features": 20, "weight_scale": torch.rand(20), "bias": randn(20),
+        "x_scale": torch.rand(3), "residual": randn(3, 20)},
     "causal_conv1d": lambda: {"x": randn(1, 6, 9), "weight": randn(6, 4), "bias": randn(6),
                               "activation": "silu", "dilation": 1, **scan_options(6, 3)},
     "causal_conv1d_update": lambda: {"x": randn(3, 6), "conv_state": randn(5, 6, 3),
@@ -101,6 +110,21 @@ CALLS = {
 # Other forms of the same ops, for what does not go together.
 FORMS = [
     *CALLS.items(),
+    (
+        "binary_conv2d_fixed",
+        lambda: {
+            "x": torch.randint(-9, 9, (2, 5, 4, 3), dtype=torch.int32),
+            "threshold": int32(0, 1, 2, 3, 4),
+            "packed": ops.pack_binary_conv2d(randn(20, 5, 3, 3)),
+            "out_channels": 20, "kernel_size": 3,
+            "gain_shift": int32(*[2] * 20),
+            "pre_bias": int32(*range(20)),
+            "slope_shift": int32(*[3] * 20),
+            "post_bias": int32(*range(20)),
+            "padding": 1,
+            "residual": torch.randint(-9, 9, (2, 20, 4, 3), dtype=torch.int32),
+        },
+    ),
     ("selective_scan", lambda: scan_inputs(2)),
     ("selective_scan_lti", lambda: lti(torch.float32)),
     ("selective_scan_lmu", lambda: CALLS["selective_scan_lmu"]() | {"last_only": True}),

@@ -51,17 +51,6 @@ struct Scratch {
 
 bool empty(const BinaryLinear& a) { return a.rows <= 0 || a.n <= 0; }
 
-// Rows [begin, end) of packed x, without what lies past k.
-void copy_bits(const BinaryLinear& a, int64_t begin, int64_t end, uint8_t* bits) {
-  const int64_t bytes = bytes_of(a.k);
-  if (bytes == 0) return;
-  const unsigned last = 0xff >> (8 * bytes - a.k);
-  for (int64_t row = begin; row < end; ++row, bits += bytes) {
-    std::memcpy(bits, static_cast<const uint8_t*>(a.x) + row * a.x_stride, bytes);
-    bits[bytes - 1] = static_cast<uint8_t>(bits[bytes - 1] & last);
-  }
-}
-
 // Rows of the output whose signs are ready.
 struct Chunk {
   int64_t row, rows;
@@ -75,7 +64,10 @@ void take_signs(const BinaryLinear& a, const BinaryKernels& kernels, const Chunk
   parallel_ranges(chunk.rows, 1 + kSignGrain / (a.k + 1), [&](int64_t begin, int64_t end, int64_t) {
     const int64_t first = chunk.row + begin;
     uint8_t* const to = bits + begin * stride;
-    if (a.x_is_bits) return copy_bits(a, first, chunk.row + end, to);
+    if (a.x_is_bits) {
+      const auto* from = static_cast<const uint8_t*>(a.x) + first * a.x_stride;
+      return copy_bits(from, a.x_stride, end - begin, a.k, to);
+    }
     SignRows s = {};
     s.x = static_cast<const char*>(a.x) + first * a.x_stride * size_of(a.x_type);
     s.bits = to;
@@ -151,6 +143,16 @@ void run_chunk(const BinaryLinear& a, const BinaryKernels& kernels, const Scratc
 }  // namespace
 
 const Kernel<BinaryKernels>& binary_linear_kernel() { return pick(kKernels); }
+
+void copy_bits(const uint8_t* x, int64_t x_stride, int64_t rows, int64_t k, uint8_t* bits) {
+  const int64_t bytes = bytes_of(k);
+  if (bytes == 0) return;
+  const unsigned last = 0xff >> (8 * bytes - k);
+  for (int64_t row = 0; row < rows; ++row, bits += bytes) {
+    std::memcpy(bits, x + row * x_stride, bytes);
+    bits[bytes - 1] = static_cast<uint8_t>(bits[bytes - 1] & last);
+  }
+}
 
 size_t binary_linear_scratch(const BinaryLinear& a) {
   return empty(a) ? 0 : static_cast<size_t>(Scratch(a).total);

@@ -65,6 +65,9 @@ struct BinaryKernels {
   void (*finish)(const FinishTask&);
 };
 
+// Copies rows of packed signs, without what lies in a last byte past k.
+void copy_bits(const uint8_t* x, int64_t x_stride, int64_t rows, int64_t k, uint8_t* bits);
+
 void binary_signs_scalar(const SignRows&);
 void binary_count_scalar(const CountTask&);
 void binary_finish_scalar(const FinishTask&);

@@ -32,26 +32,42 @@ EFFINFER_INLINE IVec values_at(const int32_t* p, int64_t left) {
   return bits_of(load_up_to(reinterpret_cast<const float*>(p), left));
 }
 
+// The bits of up to kStep elements (`left` of them); adds their magnitudes to the sums.
+template <bool kWhole, class X, class V, class T>
+EFFINFER_INLINE uint32_t step_signs(const X* x, const T* threshold, int64_t left,
+                                    V (&sums)[kStepVecs]) {
+  uint32_t set = 0;
+  EFFINFER_UNROLL
+  for (int v = 0; v < kStepVecs; ++v) {
+    const int64_t at = v * kLanes, here = kWhole ? kLanes : left - at;
+    const V value = values_at(x + at, here);
+    const V least = threshold != nullptr ? values_at(threshold + at, here) : V{};
+    set |= lanes_set(value < least) << at;
+    if constexpr (__is_same(V, Vec)) sums[v] += abs(value);
+  }
+  return set;
+}
+
 // X is what x holds, V the vector its comparisons take, T what the thresholds are.
 template <class X, class V, class T>
 void signs_of(const SignRows& a) {
   const auto* const threshold = static_cast<const T*>(a.threshold);
   const int64_t k = a.k;
+  const auto threshold_at = [&](int64_t i) __attribute__((always_inline)) {
+    return threshold != nullptr ? threshold + i : nullptr;
+  };
   for (int64_t r = 0; r < a.rows; ++r) {
     const X* const x = static_cast<const X*>(a.x) + r * a.x_stride;
     uint8_t* const bits = a.bits + r * a.bits_stride;
     V sums[kStepVecs] = {};
-    for (int64_t i = 0; i < k; i += kStep) {
-      uint32_t set = 0;
-      EFFINFER_UNROLL
-      for (int v = 0; v < kStepVecs; ++v) {
-        const int64_t at = i + v * kLanes, left = k - at;
-        const V value = values_at(x + at, left);
-        const V least = threshold != nullptr ? values_at(threshold + at, left) : V{};
-        set |= lanes_set(value < least) << (v * kLanes);
-        if constexpr (sizeof(T) == sizeof(float) && __is_same(V, Vec)) sums[v] += abs(value);
-      }
-      const auto two = static_cast<uint16_t>(set);
+    int64_t i = 0;
+    for (; k - i >= kStep; i += kStep) {
+      const auto two = static_cast<uint16_t>(step_signs<true>(x + i, threshold_at(i), kStep, sums));
+      std::memcpy(bits + i / 8, &two, 2);
+    }
+    if (i < k) {
+      const auto two =
+          static_cast<uint16_t>(step_signs<false>(x + i, threshold_at(i), k - i, sums));
       std::memcpy(bits + i / 8, &two, k - i > 8 ? 2 : 1);
     }
     if constexpr (__is_same(V, Vec)) {
@@ -62,7 +78,7 @@ void signs_of(const SignRows& a) {
       EFFINFER_UNROLL
       for (int half = kStep / 2; half > 0; half /= 2) {
         EFFINFER_UNROLL
-        for (int i = 0; i < half; ++i) part[i] += part[i + half];
+        for (int j = 0; j < half; ++j) part[j] += part[j + half];
       }
       a.mean[r] = part[0] / static_cast<float>(k);
     }
@@ -74,36 +90,58 @@ EFFINFER_INLINE void signs(const SignRows& a) {
   with_type(a.type, [&](auto x) { signs_of<decltype(x), Vec, float>(a); });
 }
 
-// One part of a group: counts in, xs ws (terms - 2 count) + bias out, as float32 in their place.
-void scale_counts(const FinishTask& t, int64_t part, int64_t valid) {
-  float* const sums = reinterpret_cast<float*>(t.counts) + part * t.rows * kPart;
-  for (int64_t v = 0; v < valid; v += kLanes) {
-    const int64_t n = part * kPart + v, left = valid - v;
-    const Vec scale = t.weight_scale != nullptr ? load_up_to(t.weight_scale + n, left) : splat(1.f);
-    const Vec bias = t.bias != nullptr ? load_up_to(t.bias + n, left) : Vec{};
-    for (int64_t r = 0; r < t.rows; ++r) {
-      float* const at = sums + r * kPart + v;
-      const IVec dot = splat_i(t.terms[r * t.terms_stride]) - 2 * bits_of(load(at));
-      const Vec exact = __builtin_convertvector(dot, Vec);
-      store(at, t.x_scale != nullptr ? fma(exact * scale, splat(t.x_scale[r]), bias)
-                                     : fma(exact, scale, bias));
+// One part of a group: counts in, xs ws (terms - 2 count) + bias out, to y where that is all there
+// is to do, else as float32 in the counts' place.
+template <class T>
+void scale_part(const FinishTask& t, int64_t part, int64_t valid, T* y) {
+  constexpr int kVecs = kPart / kLanes;
+  const int64_t rows = t.rows, n = part * kPart, terms_stride = t.terms_stride;
+  const int64_t y_stride = y != nullptr ? t.y_stride : 0;
+  const int32_t* const terms = t.terms;
+  const float* const x_scale = t.x_scale;
+  float* at = reinterpret_cast<float*>(t.counts) + part * rows * kPart;
+  Vec scale[kVecs], bias[kVecs];
+  EFFINFER_UNROLL
+  for (int v = 0; v < kVecs; ++v) {
+    const int64_t first = v * kLanes, left = valid - first;
+    scale[v] =
+        t.weight_scale != nullptr ? load_up_to(t.weight_scale + n + first, left) : splat(1.f);
+    bias[v] = t.bias != nullptr ? load_up_to(t.bias + n + first, left) : Vec{};
+  }
+  for (int64_t r = 0; r < rows; ++r, at += kPart, y += y_stride) {
+    const IVec most = splat_i(terms[r * terms_stride]);
+    EFFINFER_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const int64_t first = v * kLanes, left = valid - first;
+      const Vec dot = __builtin_convertvector(most - 2 * bits_of(load(at + first)), Vec);
+      const Vec out = x_scale != nullptr ? fma(dot * scale[v], splat(x_scale[r]), bias[v])
+                                         : fma(dot, scale[v], bias[v]);
+      if (y == nullptr)
+        store(at + first, out);
+      else if (left >= kLanes)
+        store(y + first, out);
+      else if (left > 0)
+        store_n(y + first, out, left);
     }
   }
 }
 
 template <class T>
 void finish_group(const FinishTask& t) {
+  const bool plain = t.epilogue == Epilogue::none && t.residual == nullptr;
   for (int64_t part = 0; part * kPart < t.outputs; ++part) {
-    const int64_t n = part * kPart, left = t.outputs - n;
+    const int64_t n = part * kPart, left = t.outputs - n, valid = left < kPart ? left : kPart;
+    T* const y = static_cast<T*>(t.y) + n;
+    scale_part(t, part, valid, plain ? y : static_cast<T*>(nullptr));
+    if (plain) continue;
     Finish<T> o = {};
-    o.valid = left < kPart ? left : kPart;
-    scale_counts(t, part, o.valid);
     o.sums = reinterpret_cast<const float*>(t.counts) + part * t.rows * kPart;
     if (t.residual != nullptr) o.residual = static_cast<const T*>(t.residual) + n;
-    o.y = static_cast<T*>(t.y) + n;
+    o.y = y;
     o.rows = t.rows;
     o.residual_stride = t.residual_stride;
     o.y_stride = t.y_stride;
+    o.valid = valid;
     finish_panel(t.epilogue, o);
   }
 }

@@ -61,22 +61,30 @@ EFFINFER_INLINE void accumulate(Bytes& sum, Bytes x) {
 }
 #endif
 
+// counts[0..16) += the 16 bytes.
+EFFINFER_INLINE void add_bytes(__m128i bytes, int32_t* counts) {
+  float* const at = reinterpret_cast<float*>(counts);
+#if defined(__AVX512BW__)
+  store(at, from_bits(bits_of(load(at)) + (IVec)_mm512_cvtepu8_epi32(bytes)));
+#else
+  const auto low = (IVec)_mm256_cvtepu8_epi32(bytes);
+  const auto high = (IVec)_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+  store(at, from_bits(bits_of(load(at)) + low));
+  store(at + 8, from_bits(bits_of(load(at + 8)) + high));
+#endif
+}
+
 // Adds the bytes of `sum` to 32-bit counts: 16 of them every `part` elements.
 EFFINFER_INLINE void flush(Bytes sum, int32_t* counts, int64_t part) {
-  alignas(64) uint8_t bytes[sizeof(Bytes)];
-  std::memcpy(bytes, &sum, sizeof(bytes));
-  EFFINFER_UNROLL
-  for (int i = 0; i < static_cast<int>(sizeof(Bytes)); i += kLanes) {
-    float* const at = reinterpret_cast<float*>(counts + i / kPart * part + i % kPart);
 #if defined(__AVX512BW__)
-    const auto eight = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes + i));
-    const auto wide = (IVec)_mm512_cvtepu8_epi32(eight);
+  add_bytes(_mm512_extracti32x4_epi32(sum, 0), counts);
+  add_bytes(_mm512_extracti32x4_epi32(sum, 1), counts + part);
+  add_bytes(_mm512_extracti32x4_epi32(sum, 2), counts + 2 * part);
+  add_bytes(_mm512_extracti32x4_epi32(sum, 3), counts + 3 * part);
 #else
-    const auto eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + i));
-    const auto wide = (IVec)_mm256_cvtepu8_epi32(eight);
+  add_bytes(_mm256_castsi256_si128(sum), counts);
+  add_bytes(_mm256_extracti128_si256(sum, 1), counts + part);
 #endif
-    store(at, from_bits(bits_of(load(at)) + wide));
-  }
 }
 
 constexpr int64_t kAhead = 1024;  // bytes of a panel's stream that are fetched early
