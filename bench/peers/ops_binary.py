@@ -65,11 +65,11 @@ def conv_ours(weight: torch.Tensor, x: torch.Tensor) -> Side:
     """Thresholds at 0, zero padding, channel scales; x is float32 with channels last."""
     from effinfer import ops
 
-    packed, counts = ops.pack_binary_conv2d(weight)
+    packed = ops.pack_binary_conv2d(weight)
     scale = weight.abs().mean((1, 2, 3))
     outputs, inputs = weight.shape[:2]
     return Side(
-        lambda: ops.binary_conv2d(x, packed, counts, inputs, outputs, scale, padding=1),
+        lambda: ops.binary_conv2d(x, packed, inputs, outputs, 3, scale, padding=1),
         weight_bytes=packed.nbytes,
     )
 
