@@ -147,6 +147,11 @@ void lowbit_float_scalar(const LowbitLinear&, const LinearTask&);
 void lowbit_quantize_avx2(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
 void lowbit_int8_avx2(const LowbitLinear&, const LowbitRows&, const LinearTask&);
 
+void lowbit_quantize_neon(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
+void lowbit_int8_neon(const LowbitLinear&, const LowbitRows&, const LinearTask&);
+void lowbit_int8_neon_dotprod(const LowbitLinear&, const LowbitRows&, const LinearTask&);
+void lowbit_int8_neon_i8mm(const LowbitLinear&, const LowbitRows&, const LinearTask&);
+
 int lowbit_linear_cuda(const LowbitLinear&, void* stream);  // a cudaError_t
 int64_t lowbit_linear_cuda_scratch(const LowbitLinear&);    // floats; reads the sizes
 
