@@ -79,7 +79,8 @@ struct Problem {
                 .format = format};
     a.int8_activations = true;
     std::vector<float> scratch(lowbit_linear_scratch(a) / sizeof(float) + 16);
-    a.io.scratch = scratch.data();
+    const auto start = reinterpret_cast<uintptr_t>(scratch.data());
+    a.io.scratch = reinterpret_cast<float*>((start + 63) / 64 * 64);
     lowbit_linear(a);
     return y;
   }
