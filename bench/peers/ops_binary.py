@@ -68,17 +68,14 @@ def conv_ours(weight: torch.Tensor, x: torch.Tensor) -> Side:
     packed = ops.pack_binary_conv2d(weight)
     scale = weight.abs().mean((1, 2, 3))
     outputs, inputs = weight.shape[:2]
-    return Side(
-        lambda: ops.binary_conv2d(x, packed, inputs, outputs, 3, scale, padding=1),
-        weight_bytes=packed.nbytes,
-    )
+    return Side(lambda: ops.binary_conv2d(x, packed, inputs, outputs, 3, scale, padding=1))
 
 
 def conv_torch(weight: torch.Tensor, x: torch.Tensor) -> Side:
     w = signs(weight) * weight.abs().mean((1, 2, 3), keepdim=True)
     w = w.contiguous(memory_format=torch.channels_last)
     x = signs(x).contiguous(memory_format=torch.channels_last)
-    return Side(lambda: F.conv2d(x, w, padding=1), weight_bytes=w.nbytes)
+    return Side(lambda: F.conv2d(x, w, padding=1))
 
 
 def convs(args: argparse.Namespace) -> None:
