@@ -14,7 +14,13 @@ from effinfer.errors import (
     VerificationError,
 )
 from effinfer.patch import PatchReport, patch, patched, register_patch, supported, unpatch
-from effinfer.quant.plan import plan_bits
+from effinfer.quant import (
+    QuantConfig,
+    QuantReport,
+    plan_bits,
+    quantize_,
+    register_with_transformers,
+)
 
 __version__ = "0.1.0"
 
@@ -23,6 +29,8 @@ __all__ = [
     "EffinferError",
     "PatchConflictError",
     "PatchReport",
+    "QuantConfig",
+    "QuantReport",
     "UnsupportedModelError",
     "UnsupportedOpError",
     "VerificationError",
@@ -33,7 +41,9 @@ __all__ = [
     "patch",
     "patched",
     "plan_bits",
+    "quantize_",
     "register_patch",
+    "register_with_transformers",
     "set_backend",
     "set_num_threads",
     "supported",

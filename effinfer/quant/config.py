@@ -119,6 +119,16 @@ class QuantConfig:
             raise ValueError("QuantConfig: symmetric must not be False: ternary has no zero point")
 
     @property
+    def quant_method(self) -> str:
+        """The name transformers knows this by.
+
+        Only transformers asks for it, to look it up in its registry of quantizers: asking is what
+        puts effinfer there.
+        """
+        register_with_transformers()
+        return QUANT_METHOD
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether the method looks at the layers' inputs."""
         return self.method != "rtn"
@@ -172,6 +182,17 @@ class QuantConfig:
     def from_json(cls, text: str) -> QuantConfig:
         """The inverse of :meth:`to_json`."""
         return cls.from_dict(json.loads(text))
+
+
+def register_with_transformers() -> None:
+    """Add effinfer to transformers' registry of quantizers, once; imports transformers.
+
+    Needed before ``from_pretrained`` of a folder that was saved quantized, as importing effinfer
+    changes nothing in transformers. Giving ``from_pretrained`` a ``QuantConfig`` does it too.
+    """
+    from effinfer.quant.hf import register
+
+    register()
 
 
 def _number(name: str, value: object, kind: type) -> None:

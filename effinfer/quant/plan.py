@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.progress import track
 from torch import nn
 
 from effinfer.quant.config import Bits, QuantConfig, format_of
@@ -122,6 +121,8 @@ def _sensitivities(
         scores = layer_scores(metric, model, names, batches)
         inputs = sampled_rows(model, names, batches) if batches else {}
     table = []
+    from rich.progress import track  # not at import: effinfer comes without it
+
     for name in track(names, description="measuring layers", transient=True):
         weight = layers[name].weight
         row = []
