@@ -3,6 +3,11 @@
 #pragma once
 #include "ops/lowbit_linear/neon_quads.h"
 
+// gcc 12 would hoist loads over the products until sums spill: 40 moves to and from the stack in
+// smmla's tile, where this leaves two.
+#pragma GCC push_options
+#pragma GCC optimize("no-schedule-insns")
+
 namespace effinfer {
 namespace {
 
@@ -99,11 +104,13 @@ __attribute__((noinline)) void dot_row(const uint8_t* w, const int8_t* x, int64_
     w += F::kUnitBytes;
     x += F::kUnitK;
   };
-  for (; units >= 2; units -= 2) {
-    unit(0);
-    unit(1);
+  if constexpr (F::kUnitK == 4) {  // one quad a unit
+    for (; units >= 2; units -= 2) {
+      unit(0);
+      unit(1);
+    }
   }
-  if (units > 0) unit(0);
+  for (; units > 0; --units) unit(0);
   EFFINFER_UNROLL
   for (int j = 0; j < 4; ++j) add_to(sums + 4 * j, vaddq_s32(sum[0][j], sum[1][j]));
 }
@@ -269,3 +276,5 @@ EFFINFER_INLINE void dot(const uint8_t* w, const int8_t* x, int64_t x_stride, in
 
 }  // namespace
 }  // namespace effinfer
+
+#pragma GCC pop_options

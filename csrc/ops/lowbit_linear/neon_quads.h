@@ -18,13 +18,17 @@ EFFINFER_INLINE Quad load_quad(const uint8_t* p) {
   return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
 }
 
+EFFINFER_INLINE uint8x16_t shift_right(uint8x16_t x, int at) {
+  return x >> vdupq_n_u8(static_cast<uint8_t>(at));
+}
+
 // kBits of every byte, from bit `at` on.
 template <int kBits>
 EFFINFER_INLINE Quad take_bits(const Quad& q, int at) {
   Quad out;
   EFFINFER_UNROLL
   for (int j = 0; j < 4; ++j) {
-    out.v[j] = q.v[j] >> vdupq_n_u8(static_cast<uint8_t>(at));
+    out.v[j] = shift_right(q.v[j], at);
     if (at + kBits < 8) out.v[j] &= vdupq_n_u8((1 << kBits) - 1);
   }
   return out;
@@ -99,10 +103,13 @@ EFFINFER_INLINE void each_quad(const uint8_t* unit, const Use& use) {
       const Quad low = load_quad(unit + 64 * half);
       EFFINFER_UNROLL
       for (int part = 0; part < 4; ++part) {
-        Quad codes = take_bits<2>(low, 2 * part);
-        const Quad bit = take_bits<1>(high, 4 * half + part);
+        Quad codes;
         EFFINFER_UNROLL
-        for (int j = 0; j < 4; ++j) codes.v[j] |= bit.v[j] << 2;
+        for (int j = 0; j < 4; ++j) {
+          const uint8x16_t two = shift_right(low.v[j], 2 * part);
+          const uint8x16_t third = shift_right(high.v[j], 4 * half + part);
+          codes.v[j] = vsliq_n_u8(two, third, 2) & vdupq_n_u8(7);
+        }
         use(4 * half + part, codes);
       }
     }
