@@ -36,6 +36,8 @@ typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
 typedef float    VecAny  __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef uint16_t HalfAny __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 typedef uint16_t Half __attribute__((vector_size(kLanes * 2)));
+typedef uint8_t  Bytes __attribute__((vector_size(kLanes * 4)));
+typedef uint8_t  Quarter __attribute__((vector_size(kLanes)));
 // clang-format on
 
 EFFINFER_INLINE Vec splat(float x) { return x - Vec{}; }
@@ -49,6 +51,15 @@ EFFINFER_INLINE Vec select(IVec mask, Vec yes, Vec no) {
   return _mm256_blendv_ps(no, yes, (Vec)mask);
 #else
   return (Vec)((mask & (IVec)yes) | (~mask & (IVec)no));
+#endif
+}
+
+// Yes where `sign` is negative or -0.
+EFFINFER_INLINE Vec select_negative(Vec sign, Vec yes, Vec no) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return _mm256_blendv_ps(no, yes, sign);
+#else
+  return select(bits_of(sign) >> 31, yes, no);
 #endif
 }
 
@@ -142,6 +153,41 @@ EFFINFER_INLINE IVec to_int(Vec x) {  // of an already rounded value
 #endif
 }
 
+// Byte i of each lane as its highest byte, zeros below.
+template <int i>
+EFFINFER_INLINE IVec top_byte(IVec x) {
+  if constexpr (i == 3) return x & splat_i(static_cast<int32_t>(0xff000000u));
+  if constexpr (i == 0) return x << 24;
+#if defined(__AVX512BW__)
+  return (IVec)_mm512_maskz_shuffle_epi8(
+      0x8888888888888888u, (__m512i)x,
+      _mm512_set4_epi32((12 + i) << 24, (8 + i) << 24, (4 + i) << 24, i << 24));
+#elif defined(__AVX2__)
+  constexpr int32_t kRest = 0x00808080;
+  constexpr int32_t k0 = i << 24 | kRest, k1 = k0 + (4 << 24), k2 = k0 + (8 << 24);
+  constexpr int32_t k3 = k0 + (12 << 24);
+  return (IVec)_mm256_shuffle_epi8((__m256i)x, _mm256_setr_epi32(k0, k1, k2, k3, k0, k1, k2, k3));
+#else
+  return x << (24 - 8 * i) & splat_i(static_cast<int32_t>(0xff000000u));
+#endif
+}
+
+// x, rounded here: compilers contract x * y + z across statements, but not across this.
+EFFINFER_INLINE Vec rounded(Vec x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__AVX2__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+EFFINFER_INLINE IVec subtract_bytes(IVec a, IVec b) { return (IVec)((Bytes)a - (Bytes)b); }
+
+EFFINFER_INLINE Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
+
 // ---- memory -------------------------------------------------------------------------------------
 
 EFFINFER_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAny*>(p); }
@@ -166,6 +212,23 @@ EFFINFER_INLINE Vec load(const f16* p) {
 #elif defined(__aarch64__)
   return vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)h));
 #endif
+}
+
+// kLanes bytes, each the number in its lane.
+EFFINFER_INLINE IVec load_bytes(const uint8_t* p) {
+  Quarter bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+#if defined(__AVX2__) && !defined(__AVX512F__)  // gcc 12 converts by halves
+  return (IVec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+#else
+  return __builtin_convertvector(bytes, IVec);
+#endif
+}
+
+// kLanes little-endian 16-bit words, each the number in its lane.
+EFFINFER_INLINE IVec load_halves(const uint8_t* p) {
+  const Half h = *reinterpret_cast<const HalfAny*>(p);
+  return __builtin_convertvector(h, IVec);
 }
 
 EFFINFER_INLINE void store(float* p, Vec x) { *reinterpret_cast<VecAny*>(p) = x; }

@@ -57,7 +57,7 @@ LinearCut linear_cut(const Linear& a) {
 // all while they wait for more of x.
 int64_t linear_scratch_per_slot(const Linear& a, const LinearCut& c) {
   const int64_t held = c.x_blocks * kTerms >= a.k ? kMaxGroup : c.panels;
-  return c.rows * (c.x_blocks * kXStride + held * kPanel) + 2 * kTerms * kPanel;
+  return c.rows * (c.x_blocks * kXStride + held * kPanel) + kWide;
 }
 
 size_t linear_scratch(const Linear& a) {

@@ -45,12 +45,13 @@ struct Linear {
 };
 
 namespace linear_layout {
-constexpr int64_t kPanel = 16;             // outputs side by side in a panel
-constexpr int64_t kTerms = 256;            // products per block of k
-constexpr int64_t kXStride = kTerms + 16;  // floats between the rows of a copied block of x
-constexpr int64_t kMaxRows = 96;           // rows of one task: their block of x stays in L2
-constexpr int64_t kMaxPanels = 64;         // panels of one task
-constexpr int64_t kMaxGroup = 4;           // panels that walk down k together
+constexpr int64_t kPanel = 16;                  // outputs side by side in a panel
+constexpr int64_t kTerms = 256;                 // products per block of k
+constexpr int64_t kXStride = kTerms + 16;       // floats between the rows of a copied block of x
+constexpr int64_t kWide = 2 * kTerms * kPanel;  // floats, for weights on their way to float32
+constexpr int64_t kMaxRows = 96;                // rows of one task: their block of x stays in L2
+constexpr int64_t kMaxPanels = 64;              // panels of one task
+constexpr int64_t kMaxGroup = 4;                // panels that walk down k together
 
 inline int64_t panels(const Linear& a) {
   return (a.n + kPanel - 1) / kPanel * (takes_two(a.epilogue) ? 2 : 1);
