@@ -36,7 +36,7 @@ typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
 typedef float    VecAny  __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef uint16_t HalfAny __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 typedef uint16_t Half __attribute__((vector_size(kLanes * 2)));
-typedef uint8_t  Bytes __attribute__((vector_size(kLanes * 4)));
+typedef uint8_t  ByteVec __attribute__((vector_size(kLanes * 4)));
 typedef uint8_t  Quarter __attribute__((vector_size(kLanes)));
 // clang-format on
 
@@ -184,7 +184,7 @@ EFFINFER_INLINE Vec rounded(Vec x) {
   return x;
 }
 
-EFFINFER_INLINE IVec subtract_bytes(IVec a, IVec b) { return (IVec)((Bytes)a - (Bytes)b); }
+EFFINFER_INLINE IVec subtract_bytes(IVec a, IVec b) { return (IVec)((ByteVec)a - (ByteVec)b); }
 
 EFFINFER_INLINE Vec to_float(IVec x) { return __builtin_convertvector(x, Vec); }
 
@@ -215,7 +215,7 @@ EFFINFER_INLINE Vec load(const f16* p) {
 }
 
 // kLanes bytes, each the number in its lane.
-EFFINFER_INLINE IVec load_bytes(const uint8_t* p) {
+EFFINFER_INLINE IVec load_u8(const uint8_t* p) {
   Quarter bytes;
   std::memcpy(&bytes, p, sizeof(bytes));
 #if defined(__AVX2__) && !defined(__AVX512F__)  // gcc 12 converts by halves
@@ -226,7 +226,7 @@ EFFINFER_INLINE IVec load_bytes(const uint8_t* p) {
 }
 
 // kLanes little-endian 16-bit words, each the number in its lane.
-EFFINFER_INLINE IVec load_halves(const uint8_t* p) {
+EFFINFER_INLINE IVec load_u16(const uint8_t* p) {
   const Half h = *reinterpret_cast<const HalfAny*>(p);
   return __builtin_convertvector(h, IVec);
 }

@@ -9,7 +9,7 @@ namespace {
 using namespace linear_layout;
 
 // Above this many rows it is cheaper to widen 16-bit weights once than in every tile.
-constexpr int64_t kWidenRows = 4 * kTileRows;
+constexpr int64_t kWidenRows = 4 * kTileHeight;
 
 template <class W>
 void widen(const W* w, int64_t terms, float* out) {
@@ -27,14 +27,14 @@ void widen(const W* w, int64_t terms, float* out) {
 template <int P, class W>
 void sweep_rows(TileArgs<W> args, int64_t rows, int64_t lines) {
   constexpr int kLess = sizeof(W) == sizeof(float) ? kNever : kSeldom;
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (rows + kTileHeight - 1) / kTileHeight;
   for (int64_t left = tiles; left > 0; --left) {
     const int64_t height = rows / left;
     const bool often = kLess == kNever ? lines > 0 : tiles == 1;
     if (often)
-      tile_of<kTileRows, P, kOften, W>(height, args);
+      tile_of<kTileHeight, P, kOften, W>(height, args);
     else
-      tile_of<kTileRows, P, kLess, W>(height, args);
+      tile_of<kTileHeight, P, kLess, W>(height, args);
     const int64_t prefetched = args.terms / (often ? kOften : kUnroll);
     rows -= height;
     lines -= prefetched;
@@ -78,7 +78,7 @@ template <class W>
 void multiply(TileArgs<W> args, int64_t panels, int64_t rows, float* wide) {
   if (rows == 1) return stream_panels<1, kMaxGroup, W>(args, panels);
   if constexpr (sizeof(W) == sizeof(float)) {
-    if (rows <= kTileRows) return strip_panels(args, panels, rows, wide);
+    if (rows <= kTileHeight) return strip_panels(args, panels, rows, wide);
   }
   if (rows == 2) return stream_panels<2, 2, W>(args, panels);
   for (; panels > 0; panels -= kTilePanels) {

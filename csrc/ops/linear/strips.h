@@ -75,9 +75,10 @@ void add_sums(const TileArgs<float>& args, int64_t panels, int64_t rows, const f
   }
 }
 
-// All rows, at most kTileRows, against panels side by side; `sums` is room for [panels, rows, 16].
+// All rows, at most kTileHeight, against panels side by side; `sums` is room for [panels, rows,
+// 16].
 void strip_panels(const TileArgs<float>& args, int64_t panels, int64_t rows, float* sums) {
-  const Strip multiply = strip_of<kTileRows>(rows);
+  const Strip multiply = strip_of<kTileHeight>(rows);
   memset(sums, 0, static_cast<size_t>(panels * rows * kPanel) * sizeof(float));
   const int64_t step = turn(rows);
   for (int64_t k = 0; k < args.terms; k += step) {

@@ -14,9 +14,9 @@ constexpr int kPanelVecs = static_cast<int>(kPanel) / kLanes;
 
 // The largest tile: its sums, one row of weights and one element of x fill the registers.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 12, kTilePanels = 2, kUnroll = 2;
+constexpr int kTileHeight = 12, kTilePanels = 2, kUnroll = 2;
 #else
-constexpr int kTileRows = 6, kTilePanels = 1, kUnroll = 4;
+constexpr int kTileHeight = 6, kTilePanels = 1, kUnroll = 4;
 #endif
 
 // How often a tile prefetches a line of what comes next: every so many terms, or not at all.
@@ -164,7 +164,7 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
 
 // The fewest rows of a tile: fewer of them, or one tile of float32, go other ways.
 template <class W>
-constexpr int kLeastTileRows = sizeof(W) == sizeof(float) ? (kTileRows + 1) / 2 : 3;
+constexpr int kLeastTileRows = sizeof(W) == sizeof(float) ? (kTileHeight + 1) / 2 : 3;
 
 // The tile of a run-time number of rows, kLeastTileRows <= rows <= R.
 template <int R, int P, int kPrefetch, class W>

@@ -1,4 +1,5 @@
 #include "ops/lowbit_linear/dot_avx2.h"
+#include "ops/lowbit_linear/generic.h"
 #include "ops/lowbit_linear/int8.h"
 #include "ops/lowbit_linear/quantize.h"
 
@@ -26,5 +27,7 @@ void lowbit_int8_avx2(const LowbitLinear& a, const LowbitRows& q, const LinearTa
       return int8_task<Binary>(a, q, t);
   }
 }
+
+void lowbit_float_avx2(const LowbitLinear& a, const LinearTask& t) { float_task(a, t); }
 
 }  // namespace effinfer

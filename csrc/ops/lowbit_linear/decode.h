@@ -71,7 +71,7 @@ struct Decoder {
     }
     if (kFolded) a.scale *= splat(1 / kTopByte);
     const int centre = lowbit::layout(w.format).centre;
-    const IVec zero = w.zero != nullptr ? load_bytes(w.zero + at) : splat_i(centre);
+    const IVec zero = w.zero != nullptr ? load_u8(w.zero + at) : splat_i(centre);
     a.zeros = in_each_byte(zero);
     a.wide_zero = to_float(zero - splat_i(centre)) * splat(kTopByte);
     return a;
@@ -80,7 +80,7 @@ struct Decoder {
   // The weights of the q-th four k of a unit, for its outputs from `v` vectors on.
   EFFINFER_INLINE static void four(const uint8_t* unit, int q, int v, const Affine& a, Vec* out) {
     if constexpr (kCodes == Codes::one) {
-      const IVec bits = load_bytes(unit + q / 2 * kPanel + v * kLanes) << (28 - q % 2 * 4);
+      const IVec bits = load_u8(unit + q / 2 * kPanel + v * kLanes) << (28 - q % 2 * 4);
       EFFINFER_UNROLL
       for (int i = 0; i < 4; ++i)
         out[i] = select_negative(from_bits(bits << (3 - i)), a.scale, a.offset);

@@ -25,11 +25,10 @@ __attribute__((noinline)) void decode_dense(const PackedBlock& b, float* out) {
       const int64_t lanes = v * kLanes;
       const Vec scale = load_as(w.scale, w.scale_type, scale_at + lanes);
       const Vec offset = kOffset ? load_as(w.offset, w.scale_type, scale_at + lanes) : Vec{};
-      const IVec zero = w.zero != nullptr ? load_bytes(w.zero + scale_at + lanes) : splat_i(1);
-      const IVec signs = load_halves(unit + 8 * kPanel + 2 * lanes);
+      const IVec zero = w.zero != nullptr ? load_u8(w.zero + scale_at + lanes) : splat_i(1);
+      const IVec signs = load_u16(unit + 8 * kPanel + 2 * lanes);
       for (int t = 0; t < kDenseTriples; ++t) {
-        const IVec magnitude =
-            load_bytes(unit + t / 2 * kPanel + lanes) >> (t % 2 * 4) & splat_i(15);
+        const IVec magnitude = load_u8(unit + t / 2 * kPanel + lanes) >> (t % 2 * 4) & splat_i(15);
         const IVec minus = -(signs >> t & splat_i(1));
         // Base 3, each digit its code; the first is the highest.
         const IVec all = ((magnitude ^ minus) - minus) + splat_i(13);

@@ -79,7 +79,7 @@ void add_row(const Place& before, const Place& after, int64_t panels, const floa
 void decode_and_multiply(const Decode& d, PackedBlock b, TileArgs<float> args, int64_t panels,
                          int64_t rows, float* wide) {
   float* const strip_sums = wide + kTerms * kPanel;
-  for (; panels >= kTilePanels && rows > kTileRows; panels -= kTilePanels) {
+  for (; panels >= kTilePanels && rows > kTileHeight; panels -= kTilePanels) {
     for (int64_t p = 0; p < kTilePanels; ++p, ++b.panel) d.block(b, wide + p * kTerms * kPanel);
     args.w = wide;
     args.panel_stride = kTerms * kPanel;
@@ -135,7 +135,7 @@ void float_task(const LowbitLinear& a, const LinearTask& t) {
   const bool folded = t.rows == 1 && folds(a.weight, t.panel, t.panels, a.io.k);
   const Decode d = a.weight.offset != nullptr ? decode_of<true>(a.weight, folded)
                                               : decode_of<false>(a.weight, folded);
-  const int64_t group = t.rows <= kTileRows        ? kMaxGroup
+  const int64_t group = t.rows <= kTileHeight      ? kMaxGroup
                         : takes_two(a.io.epilogue) ? 2
                                                    : kTilePanels;
   const auto walk = [&](const Stretch& s, int64_t p, int64_t width, const Place& held,

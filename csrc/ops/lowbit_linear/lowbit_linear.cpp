@@ -7,11 +7,12 @@ namespace {
 
 constexpr Kernel<LowbitKernels> kKernels[] = {
 #if defined(__x86_64__)
-    {"avx2", kAvx2, {lowbit_quantize_avx2, lowbit_int8_avx2, lowbit_float_scalar}},
+    {"avx512", kAvx2 | kAvx512, {lowbit_quantize_avx2, lowbit_int8_avx2, lowbit_float_avx512}},
+    {"avx2", kAvx2, {lowbit_quantize_avx2, lowbit_int8_avx2, lowbit_float_avx2}},
 #elif defined(__aarch64__)
-    {"i8mm", kI8mm, {lowbit_quantize_neon, lowbit_int8_neon_i8mm, lowbit_float_scalar}},
-    {"dotprod", kDotprod, {lowbit_quantize_neon, lowbit_int8_neon_dotprod, lowbit_float_scalar}},
-    {"neon", kNeon, {lowbit_quantize_neon, lowbit_int8_neon, lowbit_float_scalar}},
+    {"i8mm", kI8mm, {lowbit_quantize_neon, lowbit_int8_neon_i8mm, lowbit_float_neon}},
+    {"dotprod", kDotprod, {lowbit_quantize_neon, lowbit_int8_neon_dotprod, lowbit_float_neon}},
+    {"neon", kNeon, {lowbit_quantize_neon, lowbit_int8_neon, lowbit_float_neon}},
 #endif
     {"scalar", kScalar, {lowbit_quantize_scalar, lowbit_int8_scalar, lowbit_float_scalar}},
 };

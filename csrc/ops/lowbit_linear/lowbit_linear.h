@@ -144,6 +144,10 @@ void lowbit_quantize_scalar(const LowbitLinear&, const LowbitRows&, int64_t row,
 void lowbit_int8_scalar(const LowbitLinear&, const LowbitRows&, const LinearTask&);
 void lowbit_float_scalar(const LowbitLinear&, const LinearTask&);
 
+void lowbit_float_avx2(const LowbitLinear&, const LinearTask&);
+void lowbit_float_avx512(const LowbitLinear&, const LinearTask&);
+void lowbit_float_neon(const LowbitLinear&, const LinearTask&);
+
 void lowbit_quantize_avx2(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
 void lowbit_int8_avx2(const LowbitLinear&, const LowbitRows&, const LinearTask&);
 
