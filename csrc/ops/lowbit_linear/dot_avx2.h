@@ -10,7 +10,7 @@ namespace {
 using Int = __m256i;
 
 constexpr int kDirectRows = 4;
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 6;
 constexpr int kLargestX = 127;
 constexpr int64_t kQuadBytes = 64;
 
@@ -200,6 +200,23 @@ EFFINFER_INLINE void flush(Int part, int32_t* sums) {
   _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), wide));
 }
 
+// sum += codes * x, two products to an i16. In place, one product after the other: left to itself
+// gcc 12 multiplies first, adds in a tree and spills half of the sums, at half the speed.
+EFFINFER_INLINE void accumulate(Int& sum, Int codes, Int x) {
+  Int product;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+      : "+x"(sum), "=&x"(product)
+      : "x"(codes), "x"(x));
+}
+
+// sum += w * x, four products to an i32, with magnitude = |w|.
+EFFINFER_INLINE void accumulate(Int& sum, Int magnitude, Int w, Int x, Int ones) {
+  Int product;
+  asm("vpsignb %3, %4, %1\n\tvpmaddubsw %1, %2, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+      : "+x"(sum), "=&x"(product)
+      : "x"(magnitude), "x"(w), "x"(x), "x"(ones));
+}
+
 // Unsigned codes: products of a quad fit i16 many times over.
 template <class F, int R>
 __attribute__((noinline)) void dot_unsigned(const uint8_t* w, const int8_t* x, int64_t x_stride,
@@ -217,8 +234,8 @@ __attribute__((noinline)) void dot_unsigned(const uint8_t* w, const int8_t* x, i
         EFFINFER_UNROLL
         for (int r = 0; r < R; ++r) {
           const Int four = four_of(x + r * x_stride + 4 * q);
-          part[r][0] = _mm256_add_epi16(part[r][0], _mm256_maddubs_epi16(a, four));
-          part[r][1] = _mm256_add_epi16(part[r][1], _mm256_maddubs_epi16(b, four));
+          accumulate(part[r][0], a, four);
+          accumulate(part[r][1], b, four);
         }
       });
     }
@@ -247,10 +264,8 @@ __attribute__((noinline)) void dot_signed(const uint8_t* w, const int8_t* x, int
     EFFINFER_UNROLL
     for (int r = 0; r < R; ++r) {
       const Int four = four_of(x + r * x_stride);
-      const Int p = _mm256_maddubs_epi16(abs_a, _mm256_sign_epi8(four, a));
-      const Int q = _mm256_maddubs_epi16(abs_b, _mm256_sign_epi8(four, b));
-      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(p, ones));
-      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(q, ones));
+      accumulate(sum[r][0], abs_a, a, four, ones);
+      accumulate(sum[r][1], abs_b, b, four, ones);
     }
   }
   EFFINFER_UNROLL
