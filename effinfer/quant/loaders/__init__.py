@@ -7,6 +7,7 @@ from effinfer.quant.loaders.gguf_file import GgufFile, GgufTensor
 from effinfer.quant.loaders.gptq import gptq_weight
 from effinfer.quant.loaders.hqq import hqq_dense, hqq_weight
 from effinfer.quant.loaders.int4pack import int4pack_weight
+from effinfer.quant.loaders.load import load_quantized
 
 __all__ = [
     "GGML_TYPES",
@@ -22,4 +23,5 @@ __all__ = [
     "hqq_weight",
     "i2s_weight",
     "int4pack_weight",
+    "load_quantized",
 ]

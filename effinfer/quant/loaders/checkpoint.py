@@ -1,0 +1,224 @@
+"""Model folders that GPTQ, AWQ, HQQ or BitNet tools wrote, without those tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from effinfer.ops.lowbit_weight import LowBitWeight
+from effinfer.quant.loaders.assemble import (
+    check_float,
+    meta_model,
+    put_floats,
+    put_lowbit,
+    put_tensor,
+)
+from effinfer.quant.loaders.awq import awq_weight
+from effinfer.quant.loaders.bitnet import (
+    bitnet_online_weight,
+    bitnet_weight,
+    ternary_float_weight,
+)
+from effinfer.quant.loaders.gptq import gptq_weight
+from effinfer.quant.loaders.hqq import hqq_dense, hqq_meta, hqq_weight
+from effinfer.quant.loaders.safetensors_folder import SafetensorsFolder, read_json
+
+HQQ_TENSORS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one tool's folders are read.
+
+    Attributes:
+        key: the tensor of a layer that tells it is quantized.
+        activations: what the layers do with their input in the tool itself.
+        read: a layer's weight from the files, its name, the linear it replaces and the
+            ``quantization_config``; a plain tensor where no low-bit format holds it.
+    """
+
+    key: str
+    activations: str
+    read: Callable[[SafetensorsFolder, str, nn.Linear, Mapping[str, Any]], LowBitWeight | Tensor]
+
+
+def quantization_of(folder: Path) -> dict[str, Any] | None:
+    """A folder's ``quantization_config`` where its method is one of ``METHODS``, else None.
+
+    Raises:
+        ValueError: ``config.json`` is not a JSON object.
+    """
+    path = folder / "config.json"
+    found = read_json(path).get("quantization_config") if path.is_file() else None
+    if isinstance(found, dict) and found.get("quant_method") in METHODS:
+        return found
+    return None
+
+
+def load_checkpoint(folder: Path, activations: str | None = None) -> Any:
+    """The model of a quantized folder: see ``load_quantized``."""
+    from transformers import AutoConfig
+
+    quantization = quantization_of(folder)
+    if quantization is None:
+        raise ValueError(
+            f"{folder / 'config.json'}: quantization_config.quant_method must be one of "
+            f"{', '.join(METHODS)}"
+        )
+    method = METHODS[quantization["quant_method"]]
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    del config.quantization_config  # of the files; the model holds low-bit layers of ours
+    files = SafetensorsFolder(folder)
+    model = meta_model(config)
+    layers = quantized_layers(model, files, quantization)
+    _check_all_used(files, method.key, layers)
+    for name, layer in layers.items():
+        try:
+            weight = method.read(files, name, layer, quantization)
+            bias = files[f"{name}.bias"] if layer.bias is not None else None
+            if isinstance(weight, Tensor):
+                check_float(f"{name}.weight", weight, (layer.out_features, layer.in_features))
+                put_tensor(model, f"{name}.weight", weight)
+            else:
+                before = _inner_norm(files, name, layer, quantization)
+                put_lowbit(model, name, weight, bias, activations or method.activations, before)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder}: {error}") from error
+    put_floats(model, folder, files, files.__getitem__)
+    _read_generation_config(model, folder)
+    return model
+
+
+def quantized_layers(
+    model: nn.Module, files: SafetensorsFolder, quantization: Mapping[str, Any]
+) -> dict[str, nn.Linear]:
+    """The linears of a model that the folder has quantized, by name."""
+    key = METHODS[quantization["quant_method"]].key
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if (
+        quantization["quant_method"] == "bitnet"
+        and quantization.get("quantization_mode") == "online"
+    ):
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        kept = quantization.get("modules_to_not_convert") or ["lm_head"]
+        return {n: m for n, m in linears.items() if should_convert_module(n, kept)}
+    return {n: m for n, m in linears.items() if f"{n}.{key}" in files}
+
+
+def _check_all_used(files: SafetensorsFolder, key: str, used: Collection[str]) -> None:
+    """A quantized tensor that no layer took would be weights silently left out."""
+    for name, path in files.files.items():
+        if name.endswith(f".{key}") and name.removesuffix(f".{key}") not in used:
+            raise ValueError(f"{path}: tensor {name!r} fits no linear of the model")
+
+
+def _read_gptq(
+    files: SafetensorsFolder, name: str, layer: nn.Linear, quantization: Mapping[str, Any]
+) -> LowBitWeight:
+    qweight, scales = files[f"{name}.qweight"], files[f"{name}.scales"]
+    bits, group_size = quantization.get("bits"), quantization.get("group_size", -1)
+    if quantization.get("dynamic"):  # settings that differ by layer: read off the shapes
+        bits = qweight.shape[0] * 32 // layer.in_features
+        group_size = -(-layer.in_features // max(scales.shape[0], 1))
+    return gptq_weight(
+        qweight,
+        files[f"{name}.qzeros"],
+        scales,
+        files.get(f"{name}.g_idx"),
+        bits=_integer("bits", bits),
+        group_size=_integer("group_size", group_size),
+        checkpoint_format=quantization.get("checkpoint_format") or "gptq",
+        sym=quantization.get("sym") is True,
+        name=name,
+    )
+
+
+def _read_awq(
+    files: SafetensorsFolder, name: str, layer: nn.Linear, quantization: Mapping[str, Any]
+) -> LowBitWeight:
+    version = str(quantization.get("version", "gemm")).lower()
+    if version != "gemm" or quantization.get("bits", 4) != 4:
+        raise ValueError(
+            "an AWQ quantization_config must have version 'gemm' and 4 bits, "
+            f"got {version!r} and {quantization.get('bits')!r}"
+        )
+    return awq_weight(
+        files[f"{name}.qweight"],
+        files[f"{name}.qzeros"],
+        files[f"{name}.scales"],
+        group_size=_integer("group_size", quantization.get("group_size", 128)),
+        name=name,
+    )
+
+
+def _read_hqq(
+    files: SafetensorsFolder, name: str, layer: nn.Linear, quantization: Mapping[str, Any]
+) -> LowBitWeight | Tensor:
+    tensors = {key: files[f"{name}.{key}"] for key in HQQ_TENSORS if f"{name}.{key}" in files}
+    shared = quantization.get("quant_config") or {}
+    shared = shared.get("weight_quant_params", shared) if isinstance(shared, dict) else {}
+    settings = {**shared, **hqq_meta(tensors, name)}
+    shape = settings.get("shape", (layer.out_features, layer.in_features))
+    group_size = settings.get("group_size")
+    arguments: dict[str, Any] = {
+        "nbits": settings.get("nbits"),
+        "shape": shape,
+        "group_size": None if group_size is None else _integer("group_size", group_size),
+        "name": name,
+    }
+    read = hqq_weight if settings.get("axis", 1) == 1 else hqq_dense
+    return read(files[f"{name}.W_q"], files[f"{name}.scale"], files[f"{name}.zero"], **arguments)
+
+
+def _read_bitnet(
+    files: SafetensorsFolder, name: str, layer: nn.Linear, quantization: Mapping[str, Any]
+) -> LowBitWeight:
+    weight = files[f"{name}.weight"]
+    if quantization.get("quantization_mode") == "online":
+        return bitnet_online_weight(weight, name)
+    scale = files[f"{name}.weight_scale"]
+    linear_class = quantization.get("linear_class", "bitlinear")
+    if linear_class == "autobitlinear" and weight.is_floating_point():
+        return ternary_float_weight(weight, scale, name)
+    return bitnet_weight(
+        weight, scale, out_features=layer.out_features, linear_class=linear_class, name=name
+    )
+
+
+def _inner_norm(
+    files: SafetensorsFolder, name: str, layer: nn.Linear, quantization: Mapping[str, Any]
+) -> nn.Module | None:
+    """BitNet's RMSNorm inside a linear, where the folder says there is one."""
+    if quantization["quant_method"] != "bitnet" or not quantization.get("use_rms_norm"):
+        return None
+    weight = files[f"{name}.rms_norm.weight"]
+    check_float(f"{name}.rms_norm.weight", weight, (layer.in_features,))
+    norm = nn.RMSNorm(layer.in_features, eps=float(quantization.get("rms_norm_eps", 1e-6)))
+    norm.weight = nn.Parameter(weight.float(), requires_grad=False)
+    return norm
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError(f"quantization_config: {name} must be an integer, got {value!r}")
+    return int(value)
+
+
+def _read_generation_config(model: Any, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+METHODS = {
+    "gptq": Method("qweight", "f32", _read_gptq),
+    "awq": Method("qweight", "f32", _read_awq),
+    "hqq": Method("W_q", "f32", _read_hqq),
+    "bitnet": Method("weight_scale", "int8", _read_bitnet),
+}

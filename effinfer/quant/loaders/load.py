@@ -1,0 +1,33 @@
+"""One call for every kind of quantized model on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from effinfer.quant.loaders.checkpoint import load_checkpoint
+from effinfer.quant.loaders.gguf_model import load_gguf
+
+
+def load_quantized(path: str | Path, *, activations: str | None = None) -> Any:
+    """A causal language model from a quantized checkpoint, in eval mode, its linears ``LowBitLinear``.
+
+    Neither the tool that made the checkpoint nor accelerate, optimum or a GPU is needed; memory is
+    the packed weights plus one layer's codes. What is not quantized becomes float32. Nothing is
+    unpickled and no code from the folder is run.
+
+    Args:
+        path: a Hugging Face folder whose ``quantization_config`` has ``quant_method`` gptq, awq
+            (version gemm), hqq or bitnet, with safetensors; or a ``.gguf`` file of an architecture
+            that transformers loads, which takes the ``gguf`` package.
+        activations: "f32" or "int8" for the layers' inputs; None for what the checkpoint's own tool
+            does: int8 for BitNet, float for the others.
+
+    Raises:
+        ValueError: a damaged, lying or unsupported checkpoint; the message names file and tensor.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return load_gguf(path, activations)
+    return load_checkpoint(path, activations)
