@@ -24,7 +24,9 @@ Prompt = Annotated[str | None, typer.Option(help="Text to continue.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", help="File whose text to continue.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")]
-ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model folder on this machine.")]
+ModelDir = Annotated[
+    Path, typer.Argument(help="A Hugging Face model folder, or a .gguf file, on this machine.")
+]
 
 
 def _fail(message: str) -> NoReturn:
@@ -48,11 +50,11 @@ def _prompt_text(prompt: str | None, file: Path | None, default: str | None = No
 
 
 def _load(model_dir: Path) -> tuple[Any, Any]:
-    """Model and tokenizer from a local folder: safetensors only, no code from the folder is run."""
-    if not (model_dir / "config.json").is_file():
-        _fail(f"{model_dir} is not a model folder: it has no config.json")
-    from effinfer.loading import load_model
+    """Model and tokenizer from a local folder or GGUF file: no pickle, no code from it is run."""
+    from effinfer.loading import is_model, load_model
 
+    if not is_model(model_dir):
+        _fail(f"{model_dir} is not a model folder: it has no config.json, and is no .gguf file")
     try:
         return load_model(model_dir)
     except Exception as error:  # whatever a hostile or truncated file makes the loaders raise

@@ -9,14 +9,24 @@ import torch
 
 
 def load_model(model_dir: Path) -> tuple[Any, Any]:
-    """Model (in eval mode, float32) and tokenizer of a local Hugging Face folder.
+    """Model (in eval mode, float32 or low-bit) and tokenizer of a local Hugging Face folder, or of a
+    GGUF file.
 
-    Raises whatever transformers and safetensors raise for a folder they cannot read.
+    Raises whatever transformers, safetensors and the loaders raise for what they cannot read.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from effinfer.quant.loaders.load import is_quantized, load_quantized
+
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if model_dir.suffix == ".gguf":
+        model = load_quantized(model_dir)  # first, since it checks the file
+        return model, AutoTokenizer.from_pretrained(
+            model_dir.parent, gguf_file=model_dir.name, **options
+        )
     tokenizer = AutoTokenizer.from_pretrained(model_dir, **options)
+    if is_quantized(model_dir):
+        return load_quantized(model_dir), tokenizer
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, use_safetensors=True, dtype=torch.float32, **options
     )
@@ -24,11 +34,20 @@ def load_model(model_dir: Path) -> tuple[Any, Any]:
 
 
 def empty_model(model_dir: Path) -> Any:
-    """The model a folder's ``config.json`` describes, on the meta device: shapes without weights."""
+    """The model a folder or GGUF file describes, on the meta device: shapes without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not (model_dir / "config.json").is_file():
-        raise FileNotFoundError(f"{model_dir} has no config.json")
+    from effinfer.quant.loaders.load import empty_quantized, is_quantized
+
+    if not is_model(model_dir):
+        raise FileNotFoundError(f"{model_dir} has no config.json and is no .gguf file")
+    if is_quantized(model_dir):
+        return empty_quantized(model_dir)
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+
+
+def is_model(path: Path) -> bool:
+    """Whether there is something to load: a folder with ``config.json``, or a GGUF file."""
+    return (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,14 +14,35 @@ from effinfer.nn.lowbit import LowBitLinear
 from effinfer.ops.lowbit_weight import LowBitWeight
 
 
-def meta_model(config: Any) -> Any:
+@contextmanager
+def transformers_reads(source: Path) -> Iterator[None]:
+    """Turn whatever transformers raises for a configuration it cannot follow into a ValueError."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{source}: not a model: {type(error).__name__}: {error}") from error
+
+
+def meta_model(source: Path, config: Any) -> Any:
     """The causal language model a transformers configuration describes, without memory."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    with transformers_reads(source), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, trust_remote_code=False, dtype=torch.float32
         ).eval()
+
+
+def check_layers(source: Path, layers: object, tensors: int) -> None:
+    """Raise ValueError for a number of layers that so many tensors cannot be, before anything is
+    built of that many.
+    """
+    if not isinstance(layers, int) or not 0 <= layers <= tensors:
+        raise ValueError(
+            f"{source}: the number of layers must be at most its {tensors} tensors, got {layers!r}"
+        )
 
 
 def put_lowbit(
@@ -50,6 +72,21 @@ def put_lowbit(
     model.set_submodule(name, lowbit if before is None else nn.Sequential(before, lowbit))
 
 
+def put_empty(model: nn.Module, name: str, format: str, group_size: int, activations: str) -> None:
+    """Replace the linear layer ``name`` by a low-bit one on the meta device, without weights."""
+    layer = cast(nn.Linear, model.get_submodule(name))
+    with torch.device("meta"):
+        empty = LowBitLinear(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            format=format,
+            group_size=group_size,
+            activations=activations,
+        )
+    model.set_submodule(name, empty)
+
+
 def put_floats(
     model: Any, source: Path, names: Container[str], read: Callable[[str], Tensor]
 ) -> None:
@@ -68,8 +105,9 @@ def put_floats(
             put_tensor(model, name, tensor)
         elif old.is_meta and name not in tied:
             raise ValueError(f"{source}: tensor {name!r} is missing, of shape {tuple(old.shape)}")
-    model.tie_weights()
-    _compute_buffers(model)
+    with transformers_reads(source):
+        model.tie_weights()
+        _compute_buffers(model)
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

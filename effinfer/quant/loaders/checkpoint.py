@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from effinfer.ops.lowbit_weight import LowBitWeight
 from effinfer.quant.loaders.assemble import (
     check_float,
+    check_layers,
     meta_model,
+    put_empty,
     put_floats,
     put_lowbit,
     put_tensor,
+    transformers_reads,
 )
 from effinfer.quant.loaders.awq import awq_weight
 from effinfer.quant.loaders.bitnet import (
@@ -23,10 +27,12 @@ from effinfer.quant.loaders.bitnet import (
     bitnet_weight,
     ternary_float_weight,
 )
+from effinfer.quant.loaders.common import FLOATS, check_matrix, integer_format
 from effinfer.quant.loaders.gptq import gptq_weight
 from effinfer.quant.loaders.hqq import hqq_dense, hqq_meta, hqq_weight
 from effinfer.quant.loaders.safetensors_folder import SafetensorsFolder, read_json
 
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 HQQ_TENSORS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")
 
 
@@ -54,43 +60,75 @@ def quantization_of(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "config.json"
     found = read_json(path).get("quantization_config") if path.is_file() else None
-    if isinstance(found, dict) and found.get("quant_method") in METHODS:
-        return found
-    return None
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    return found if isinstance(method, str) and method in METHODS else None
 
 
 def load_checkpoint(folder: Path, activations: str | None = None) -> Any:
     """The model of a quantized folder: see ``load_quantized``."""
-    from transformers import AutoConfig
+    quantization, files, model, layers = _open(folder)
+    method = METHODS[quantization["quant_method"]]
+    for name, layer in layers.items():
+        try:
+            weight = method.read(files, name, layer, quantization)
+            if isinstance(weight, Tensor):
+                check_float(f"{name}.weight", weight, (layer.out_features, layer.in_features))
+                put_tensor(model, f"{name}.weight", weight)
+                continue
+            bias = files[f"{name}.bias"] if layer.bias is not None else None
+            before = _inner_norm(files, name, layer, quantization)
+            put_lowbit(model, name, weight, bias, activations or method.activations, before)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder}: {error}") from error
+    put_floats(model, folder, files, files.__getitem__)
+    _read_generation_config(model, folder)
+    return model
 
+
+def empty_checkpoint(folder: Path) -> Any:
+    """The same on the meta device: layers and shapes, of the weights only their names."""
+    quantization, _, model, layers = _open(folder)
+    method = METHODS[quantization["quant_method"]]
+    bits, group_size = quantization.get("bits", 4), quantization.get("group_size", -1)
+    for name, layer in layers.items():
+        k = layer.in_features
+        if quantization["quant_method"] == "bitnet":
+            put_empty(model, name, "ternary", k, method.activations)
+        else:
+            group = group_size if isinstance(group_size, int) and group_size > 0 else k
+            put_empty(model, name, integer_format(bits, group, k), group, method.activations)
+    return model
+
+
+def _open(folder: Path) -> tuple[dict[str, Any], SafetensorsFolder, Any, dict[str, nn.Linear]]:
+    """A folder's quantization, its tensors, the empty model, and the linears to be replaced."""
     quantization = quantization_of(folder)
     if quantization is None:
         raise ValueError(
             f"{folder / 'config.json'}: quantization_config.quant_method must be one of "
             f"{', '.join(METHODS)}"
         )
-    method = METHODS[quantization["quant_method"]]
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    del config.quantization_config  # of the files; the model holds low-bit layers of ours
     files = SafetensorsFolder(folder)
-    model = meta_model(config)
+    model = meta_model(folder, _config(folder, len(files.files)))
     layers = quantized_layers(model, files, quantization)
-    _check_all_used(files, method.key, layers)
-    for name, layer in layers.items():
-        try:
-            weight = method.read(files, name, layer, quantization)
-            bias = files[f"{name}.bias"] if layer.bias is not None else None
-            if isinstance(weight, Tensor):
-                check_float(f"{name}.weight", weight, (layer.out_features, layer.in_features))
-                put_tensor(model, f"{name}.weight", weight)
-            else:
-                before = _inner_norm(files, name, layer, quantization)
-                put_lowbit(model, name, weight, bias, activations or method.activations, before)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{folder}: {error}") from error
-    put_floats(model, folder, files, files.__getitem__)
-    _read_generation_config(model, folder)
-    return model
+    _check_all_used(files, METHODS[quantization["quant_method"]].key, layers)
+    return quantization, files, model, layers
+
+
+def _config(folder: Path, tensors: int) -> Any:
+    """The model's configuration, as of an unquantized folder."""
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    written = read_json(path)
+    for part in (written, written.get("text_config")):
+        for key in LAYER_COUNTS:
+            if isinstance(part, dict) and key in part:
+                check_layers(path, part[key], tensors)
+    with transformers_reads(path):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    del config.quantization_config  # of the files; the model holds low-bit layers of ours
+    return config
 
 
 def quantized_layers(
@@ -123,8 +161,10 @@ def _read_gptq(
     qweight, scales = files[f"{name}.qweight"], files[f"{name}.scales"]
     bits, group_size = quantization.get("bits"), quantization.get("group_size", -1)
     if quantization.get("dynamic"):  # settings that differ by layer: read off the shapes
+        check_matrix(f"{name}.qweight", qweight, (torch.int32,))
+        check_matrix(f"{name}.scales", scales, FLOATS)
         bits = qweight.shape[0] * 32 // layer.in_features
-        group_size = -(-layer.in_features // max(scales.shape[0], 1))
+        group_size = -(-layer.in_features // scales.shape[0])
     return gptq_weight(
         qweight,
         files[f"{name}.qzeros"],
@@ -212,7 +252,10 @@ def _integer(name: str, value: Any) -> int:
 def _read_generation_config(model: Any, folder: Path) -> None:
     from transformers import GenerationConfig
 
-    if (folder / "generation_config.json").is_file():
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    with transformers_reads(path):
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from effinfer.ops.lowbit_weight import LowBitWeight
-from effinfer.quant.loaders.assemble import meta_model, put_floats, put_lowbit
+from effinfer.quant.loaders.assemble import (
+    check_layers,
+    meta_model,
+    put_empty,
+    put_floats,
+    put_lowbit,
+    transformers_reads,
+)
 from effinfer.quant.loaders.ggml import GGML_TYPES
 from effinfer.quant.loaders.gguf_file import FLOAT_TYPES, GgufFile
 
@@ -23,9 +30,7 @@ def load_gguf(path: Path, activations: str | None = None) -> Any:
     transformers says what the model is and which tensor goes where, and needs the ``gguf`` package
     for it; the weights are read here, after the header was found consistent.
     """
-    file = GgufFile(path)
-    model = meta_model(_config(path))
-    processor, names = _transformers_map(file, model)
+    file, model, processor, names = _open(path)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     floats: dict[str, str] = {}
     for name, info in file.tensors.items():
@@ -45,18 +50,34 @@ def load_gguf(path: Path, activations: str | None = None) -> Any:
     return model
 
 
+def empty_gguf(path: Path) -> Any:
+    """The same on the meta device: layers and shapes, of the weights only their names."""
+    file, model, _, names = _open(path)
+    linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name, info in file.tensors.items():
+        layer = names.get(name, "").removesuffix(".weight")
+        if info.type in GGML_TYPES and layer in linears:
+            put_empty(
+                model, layer, GGML_TYPES[info.type].format, GGML_TYPES[info.type].group, "f32"
+            )
+    return model
+
+
+def _open(path: Path) -> tuple[GgufFile, Any, Any, Mapping[str, str]]:
+    """A file, the empty model of it, what undoes llama.cpp's changes, and tensors' parameters."""
+    file = GgufFile(path)
+    architecture = file.metadata.get("general.architecture")
+    check_layers(path, file.metadata.get(f"{architecture}.block_count", 0), len(file.tensors))
+    model = meta_model(path, _config(path))
+    processor, names = _transformers_map(file, model)
+    return file, model, processor, names
+
+
 def _config(path: Path) -> Any:
     from transformers import AutoConfig
 
-    try:
+    with transformers_reads(path):
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-    ) as error:  # a key it counts on is not there
-        raise ValueError(f"{path}: its metadata make no configuration: {error!r}") from error
 
 
 def _transformers_map(file: GgufFile, model: Any) -> tuple[Any, Mapping[str, str]]:
@@ -68,11 +89,9 @@ def _transformers_map(file: GgufFile, model: Any) -> tuple[Any, Mapping[str, str
     )
 
     architecture = file.metadata.get("general.architecture")
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
-    try:
+    with transformers_reads(file.path):
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(model.config.to_dict())
         return processor, get_gguf_hf_weights_map(model, processor)
-    except NotImplementedError as error:
-        raise ValueError(f"{file.path}: architecture {architecture!r}: {error}") from error
 
 
 def _row_order(processor: Any, name: str, shape: tuple[int, ...]) -> Tensor | None:

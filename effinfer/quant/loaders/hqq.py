@@ -50,14 +50,14 @@ def hqq_meta(
     meta: dict[str, float | tuple[int, ...]] = {}
     for field in _FIELDS:
         if field in tensors:
-            if tensors[field].numel() != 1:
-                raise ValueError(f"{name}.{field} must have one element")
+            if tensors[field].numel() != 1 or tensors[field].is_complex():
+                raise ValueError(f"{name}.{field} must have one real element")
             value = float(tensors[field].reshape(()))
             # 1.58 is stored as float32
             meta[field] = 1.58 if field == "nbits" and abs(value - 1.58) < 1e-6 else value
     if "shape" in tensors:
         shape = tensors["shape"]
-        if shape.shape != (2,) or shape.is_floating_point():
+        if shape.shape != (2,) or shape.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name}.shape must be two integers")
         meta["shape"] = tuple(int(size) for size in shape)
     return meta

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from effinfer.quant.loaders.checkpoint import load_checkpoint
-from effinfer.quant.loaders.gguf_model import load_gguf
+from effinfer.quant.loaders.checkpoint import empty_checkpoint, load_checkpoint, quantization_of
+from effinfer.quant.loaders.gguf_model import empty_gguf, load_gguf
 
 
 def load_quantized(path: str | Path, *, activations: str | None = None) -> Any:
@@ -31,3 +31,13 @@ def load_quantized(path: str | Path, *, activations: str | None = None) -> Any:
     if path.suffix == ".gguf":
         return load_gguf(path, activations)
     return load_checkpoint(path, activations)
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether ``load_quantized`` is the way to load this folder or file."""
+    return path.suffix == ".gguf" or quantization_of(path) is not None
+
+
+def empty_quantized(path: Path) -> Any:
+    """The model ``load_quantized`` makes, on the meta device: its layers without their weights."""
+    return empty_gguf(path) if path.suffix == ".gguf" else empty_checkpoint(path)

@@ -52,7 +52,7 @@ class SafetensorsFolder:
         path = self.files[name]
         try:
             tensor: Tensor = self._open(path).get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # a dtype torch lacks raises what it likes
             raise ValueError(f"{path}: cannot read tensor {name!r}: {error}") from error
         return tensor
 

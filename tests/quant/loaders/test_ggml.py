@@ -1,5 +1,7 @@
 """ggml's blocks against the ``gguf`` package's own dequantization."""
 
+import dataclasses
+
 import gguf
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from effinfer.ops.lowbit_linear import pack_lowbit, unpack_lowbit
 from effinfer.quant.loaders import GGML_TYPES, ggml_weight
 
 # where float16 fields lie in a block: random bytes there would often be NaN or infinity
@@ -69,6 +72,16 @@ def test_quantized_by_gguf(name):
     assert np.array_equal(bits(weight.dequantize().numpy()), bits(reference(data, type)))
     if name.startswith("TQ"):
         assert weight.format == "ternary"
+
+
+@pytest.mark.parametrize("type", GGML_TYPES.values(), ids=lambda t: t.name)
+def test_packing_for_the_kernels_loses_nothing(type):
+    weight = ggml_weight(torch.from_numpy(random_blocks(type, rows=21, blocks=2)), type)
+    (back,) = unpack_lowbit(pack_lowbit(weight))
+    for field in dataclasses.fields(weight):
+        found, expected = getattr(back, field.name), getattr(weight, field.name)
+        same = torch.equal(found, expected) if torch.is_tensor(expected) else found == expected
+        assert same, field.name
 
 
 def test_one_q4_k_block_by_hand():

@@ -140,7 +140,7 @@ def test_meta_as_a_state_dict_encodes_it():
     }
     with pytest.raises(ValueError, match=r"layer\.shape must be two integers"):
         hqq_meta({"shape": torch.tensor([1, 2, 3])}, "layer")
-    with pytest.raises(ValueError, match=r"layer\.nbits must have one element"):
+    with pytest.raises(ValueError, match=r"layer\.nbits must have one real element"):
         hqq_meta({"nbits": torch.tensor([4, 4])}, "layer")
 
 
