@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from effinfer.quant.loaders.hqq import hqq_dense, hqq_meta, hqq_weight
 from effinfer.quant.loaders.safetensors_folder import SafetensorsFolder, read_json
 
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+# tensors that old checkpoints hold and models compute
+DERIVED = (r"rotary_emb\.inv_freq$", r"\.(attn|attention)\.(masked_)?bias$")
 HQQ_TENSORS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")
 
 
@@ -75,7 +78,7 @@ def load_checkpoint(folder: Path, activations: str | None = None) -> Any:
                 check_float(f"{name}.weight", weight, (layer.out_features, layer.in_features))
                 put_tensor(model, f"{name}.weight", weight)
                 continue
-            bias = files[f"{name}.bias"] if layer.bias is not None else None
+            bias = _bias(files, name, layer)
             before = _inner_norm(files, name, layer, quantization)
             put_lowbit(model, name, weight, bias, activations or method.activations, before)
         except (ValueError, TypeError) as error:
@@ -111,7 +114,7 @@ def _open(folder: Path) -> tuple[dict[str, Any], SafetensorsFolder, Any, dict[st
     files = SafetensorsFolder(folder)
     model = meta_model(folder, _config(folder, len(files.files)))
     layers = quantized_layers(model, files, quantization)
-    _check_all_used(files, METHODS[quantization["quant_method"]].key, layers)
+    _check_all_used(files, model, layers)
     return quantization, files, model, layers
 
 
@@ -148,11 +151,15 @@ def quantized_layers(
     return {n: m for n, m in linears.items() if f"{n}.{key}" in files}
 
 
-def _check_all_used(files: SafetensorsFolder, key: str, used: Collection[str]) -> None:
-    """A quantized tensor that no layer took would be weights silently left out."""
+def _check_all_used(files: SafetensorsFolder, model: Any, layers: Collection[str]) -> None:
+    """A tensor that nothing takes would be weights, or AWQ's activation scales, silently left out."""
+    known = set(model.state_dict())
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), *DERIVED]
     for name, path in files.files.items():
-        if name.endswith(f".{key}") and name.removesuffix(f".{key}") not in used:
-            raise ValueError(f"{path}: tensor {name!r} fits no linear of the model")
+        owner = name.rpartition(".")[0].removesuffix(".rms_norm")
+        if name in known or owner in layers or any(re.search(p, name) for p in ignored):
+            continue
+        raise ValueError(f"{path}: tensor {name!r} fits nothing in the model")
 
 
 def _read_gptq(
@@ -228,6 +235,12 @@ def _read_bitnet(
     return bitnet_weight(
         weight, scale, out_features=layer.out_features, linear_class=linear_class, name=name
     )
+
+
+def _bias(files: SafetensorsFolder, name: str, layer: nn.Linear) -> Tensor | None:
+    """A layer's bias; files of AutoGPTQ have one, of zeros, for layers without."""
+    bias = files[f"{name}.bias"] if layer.bias is not None else files.get(f"{name}.bias")
+    return None if layer.bias is None and bias is not None and not bias.any() else bias
 
 
 def _inner_norm(

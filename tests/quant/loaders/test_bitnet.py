@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from transformers.integrations.bitnet import WeightQuant, pack_weights
+from transformers.integrations.bitnet import BitLinear, WeightQuant, pack_weights
 
+from effinfer.nn.lowbit import LowBitLinear
 from effinfer.quant.loaders import bitnet_online_weight, bitnet_weight, i2s_weight
 from effinfer.quant.loaders.bitnet import ternary_float_weight
 from tests.quant.loaders.mutate import apply, mutations
@@ -31,6 +32,22 @@ def test_packed_by_transformers(out_features, dtype):
     assert torch.equal(multiplied.dequantize(dtype), values.to(dtype) * scale)
     unpacked = ternary_float_weight(values.to(dtype), scale, "layer")
     assert torch.equal(unpacked.dequantize(dtype), values.to(dtype) * scale)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_computes_what_transformers_does(bias):
+    """Inputs in int8 too; in float32, where its own rounding is small."""
+    theirs = BitLinear(96, 64, bias, dtype=torch.float32)
+    theirs.weight.copy_(pack_weights(ternary(64, 96)))
+    theirs.weight_scale.fill_(2.7)
+    if bias:
+        theirs.bias.normal_()
+    weight = bitnet_weight(theirs.weight, theirs.weight_scale, out_features=64)
+    ours = LowBitLinear.from_weight(weight, theirs.bias, activations="int8")
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        expected, found = theirs(x), ours(x)
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
 def test_one_byte_by_hand():

@@ -156,6 +156,25 @@ def test_the_model_is_the_dequantized_one(written, case, tied):
     check_logits(model, plain)
 
 
+def test_zero_biases_of_layers_without_are_dropped(tmp_path, write_to):
+    plain = write_to(tmp_path / "model", "gptq")
+    name = "model.layers.0.mlp.up_proj"
+    rewrite(tmp_path / "model", put(f"{name}.bias", torch.zeros(128)))
+    model = load_quantized(tmp_path / "model")
+    assert model.get_submodule(name).bias is None
+    check_logits(model, plain)
+    rewrite(tmp_path / "model", put(f"{name}.bias", torch.ones(128)))
+    assert torch.equal(load_quantized(tmp_path / "model").get_submodule(name).bias, torch.ones(128))
+
+
+def test_activation_scales_are_not_left_out(tmp_path, write_to):
+    """Which AWQ puts in front of some activations, and no model here has."""
+    write_to(tmp_path / "model", "awq")
+    rewrite(tmp_path / "model", put("model.layers.0.mlp.act.scales", torch.ones(128)))
+    with pytest.raises(ValueError, match=r"'model\.layers\.0\.mlp\.act\.scales' fits nothing in"):
+        load_quantized(tmp_path / "model")
+
+
 def test_bitnets_inputs_are_int8_unless_told(tmp_path, write_to):
     write_to(tmp_path / "model", "bitnet")
     kinds = {
@@ -164,6 +183,29 @@ def test_bitnets_inputs_are_int8_unless_told(tmp_path, write_to):
         if isinstance(m, LowBitLinear)
     }
     assert kinds == {"int8"}
+
+
+def test_bitnets_inner_norm(tmp_path, write_to):
+    plain = write_to(tmp_path / "model", "bitnet")
+    norm = torch.linspace(0.5, 2, 64)
+    rewrite(
+        tmp_path / "model",
+        lambda state: state.update(
+            {
+                f"{name}.rms_norm.weight": torch.linspace(0.5, 2, layer.in_features)
+                for name, layer in plain.named_modules()
+                if isinstance(layer, nn.Linear) and name != "lm_head"
+            }
+        ),
+    )
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] |= {"use_rms_norm": True, "rms_norm_eps": 1e-5}
+    path.write_text(json.dumps(config))
+    layer = load_quantized(path.parent, activations="f32").get_submodule(Q)
+    x = torch.randn(3, 64)
+    normed = x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
+    assert torch.allclose(layer(x), plain.get_submodule(Q)(normed), rtol=1e-5, atol=1e-6)
 
 
 def test_sharded(tmp_path, write_to):
@@ -211,7 +253,10 @@ Q = "model.layers.0.self_attn.q_proj"
         (put(f"{Q}.scales", torch.ones(2, 64) * torch.nan), f"{Q}.scales must be finite"),
         (put(f"{Q}.g_idx", torch.full((64,), 7)), f"{Q}.g_idx must lie in 0..1"),
         (put(f"{Q}.qweight", torch.ones(16, 64).int()), f"{Q}.scales must have shape"),
-        (put("other.qweight", torch.ones(8, 64).int()), "'other.qweight' fits no linear"),
+        (
+            put("other.qweight", torch.ones(8, 64).int()),
+            "'other.qweight' fits nothing in the model",
+        ),
     ],
 )
 def test_damaged_folders_name_file_and_tensor(tmp_path, write_to, change, message):
