@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from effinfer.nn.lowbit import LowBitLinear
+from effinfer.quant.config import QuantConfig
 from effinfer.quant.loaders.checkpoint import empty_checkpoint, load_checkpoint, quantization_of
 from effinfer.quant.loaders.gguf_model import empty_gguf, load_gguf
 
@@ -14,7 +16,8 @@ def load_quantized(path: str | Path, *, activations: str | None = None) -> Any:
 
     Neither the tool that made the checkpoint nor accelerate, optimum or a GPU is needed; memory is
     the packed weights plus one layer's codes. What is not quantized becomes float32. Nothing is
-    unpickled and no code from the folder is run.
+    unpickled and no code from the folder is run. ``save_pretrained`` writes effinfer's own format,
+    which ``AutoModelForCausalLM.from_pretrained`` loads, bit for bit the same.
 
     Args:
         path: a Hugging Face folder whose ``quantization_config`` has ``quant_method`` gptq, awq
@@ -28,9 +31,14 @@ def load_quantized(path: str | Path, *, activations: str | None = None) -> Any:
         FileNotFoundError: no such file.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
-        return load_gguf(path, activations)
-    return load_checkpoint(path, activations)
+    read = load_gguf if path.suffix == ".gguf" else load_checkpoint
+    model = read(path, activations)
+    layers = {n: m.describe() for n, m in model.named_modules() if isinstance(m, LowBitLinear)}
+    if layers:
+        from effinfer.quant.hf import mark_quantized  # imports transformers
+
+        mark_quantized(model, QuantConfig(layers=layers))
+    return model
 
 
 def is_quantized(path: Path) -> bool:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from effinfer.cli import app
@@ -59,6 +59,16 @@ def test_the_empty_model_has_the_layers_of_the_loaded_one(folders, case):
         if isinstance(layer, LowBitLinear):
             assert (other.format, other.in_features) == (layer.format, layer.in_features), name
     assert all(p.is_meta for p in empty.parameters())
+
+
+@pytest.mark.parametrize("case", [*METHODS, "gguf"])
+def test_saved_it_loads_as_effinfers_own(folders, tmp_path, case):
+    model = load_quantized(folders[case])
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
+    ids = torch.arange(6)[None]
+    with torch.inference_mode():
+        assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_generation_config_is_read(folders, tmp_path):
