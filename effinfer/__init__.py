@@ -17,6 +17,7 @@ from effinfer.patch import PatchReport, patch, patched, register_patch, supporte
 from effinfer.quant import (
     QuantConfig,
     QuantReport,
+    load_quantized,
     plan_bits,
     quantize_,
     register_with_transformers,
@@ -36,6 +37,7 @@ __all__ = [
     "VerificationError",
     "backend_info",
     "fold",
+    "load_quantized",
     "nn",
     "ops",
     "patch",

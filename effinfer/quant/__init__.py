@@ -3,6 +3,7 @@
 from effinfer.quant.config import QuantConfig, register_with_transformers
 from effinfer.quant.costs import measure_times, packed_bytes
 from effinfer.quant.gptq import gptq
+from effinfer.quant.loaders import load_quantized
 from effinfer.quant.plan import plan_bits
 from effinfer.quant.quantease import gptq_then_quantease, output_error, quantease
 from effinfer.quant.quantize import quantize_, quantize_linear
@@ -14,6 +15,7 @@ __all__ = [
     "QuantReport",
     "gptq",
     "gptq_then_quantease",
+    "load_quantized",
     "measure_times",
     "output_error",
     "packed_bytes",
