@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def empty_checkpoint(folder: Path) -> Any:
     """The same on the meta device: layers and shapes, of the weights only their names."""
     quantization, _, model, layers = _open(folder)
     method = METHODS[quantization["quant_method"]]
-    bits, group_size = quantization.get("bits", 4), quantization.get("group_size", -1)
+    settings = {**quantization, **_hqq_settings(quantization)}
+    bits = math.ceil(settings.get("nbits") or settings.get("bits") or 4)
+    group_size = settings.get("group_size")
     for name, layer in layers.items():
         k = layer.in_features
         if quantization["quant_method"] == "bitnet":
@@ -207,9 +210,7 @@ def _read_hqq(
     files: SafetensorsFolder, name: str, layer: nn.Linear, quantization: Mapping[str, Any]
 ) -> LowBitWeight | Tensor:
     tensors = {key: files[f"{name}.{key}"] for key in HQQ_TENSORS if f"{name}.{key}" in files}
-    shared = quantization.get("quant_config") or {}
-    shared = shared.get("weight_quant_params", shared) if isinstance(shared, dict) else {}
-    settings = {**shared, **hqq_meta(tensors, name)}
+    settings = {**_hqq_settings(quantization), **hqq_meta(tensors, name)}
     shape = settings.get("shape", (layer.out_features, layer.in_features))
     group_size = settings.get("group_size")
     arguments: dict[str, Any] = {
@@ -220,6 +221,14 @@ def _read_hqq(
     }
     read = hqq_weight if settings.get("axis", 1) == 1 else hqq_dense
     return read(files[f"{name}.W_q"], files[f"{name}.scale"], files[f"{name}.zero"], **arguments)
+
+
+def _hqq_settings(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """What all layers have in common, unless their own tensors say otherwise."""
+    shared = quantization.get("quant_config")
+    if isinstance(shared, dict):
+        shared = shared.get("weight_quant_params", shared)
+    return shared if isinstance(shared, dict) else {}
 
 
 def _read_bitnet(

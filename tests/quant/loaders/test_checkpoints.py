@@ -85,7 +85,12 @@ CASES = {
     "gptq-act-order": (gptq_layer, {"act_order": True}, {"bits": 4, "group_size": GROUP}),
     "gptq-dynamic": (gptq_layer, {}, {"bits": 8, "group_size": 128, "dynamic": {"x": {}}}),
     "awq": (awq_layer, {}, {"bits": 4, "group_size": GROUP, "version": "gemm"}),
-    "hqq": (hqq_layer, {}, {"quant_config": {"weight_quant_params": {"nbits": 3}}}),
+    "hqq": (
+        hqq_layer,
+        {},
+        {"quant_config": {"weight_quant_params": {"nbits": 4, "group_size": GROUP}}},
+    ),
+    "hqq-own-settings": (hqq_layer, {}, {"quant_config": {"weight_quant_params": {"nbits": 3}}}),
     "hqq-axis-0": (hqq_layer, {"axis": 0}, {"quant_config": {}}),
     "bitnet": (bitnet_layer, {}, {"linear_class": "bitlinear"}),
     "bitnet-auto": (
