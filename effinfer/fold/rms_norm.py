@@ -22,7 +22,7 @@ from effinfer.fold.modules import (
 )
 from effinfer.fold.report import Folded, FoldReport, Refused
 from effinfer.fold.scale import check_eval
-from effinfer.ops import rms_norm
+from effinfer.ops.rms_norm import rms_norm
 
 
 class BiasedRMSNorm(nn.Module):

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from effinfer.ops.lowbit_linear import lowbit_linear, pack_lowbit
 from effinfer.ops.lowbit_weight import FORMATS, PANEL, LowBitWeight, groups
 from effinfer.quant.config import Bits, QuantConfig, format_of
 from effinfer.quant.grid import is_symmetric
+from effinfer.quant.layers import Layer, find_layers
 from effinfer.quant.rtn import rtn
 
 Times = Mapping[tuple[int, int, Bits], float]  # seconds by (out_features, in_features, bits)
@@ -24,19 +26,12 @@ COLD_BYTES = (
 NANOSECOND = 1e-9  # the unit that times are counted in
 
 
-def quantized_layers(model: nn.Module, config: QuantConfig) -> dict[str, nn.Linear]:
-    """The linears that ``quantize_`` would quantize, by name."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear
-        and (config.quantize_head or module is not head)
-        and config.format_for(name) is not None
-    }
+def quantized_layers(model: nn.Module, config: QuantConfig) -> dict[str, Layer]:
+    """The layers that ``quantize_`` would quantize, by name."""
+    layers, _ = find_layers(model, replace(config, plan={}))
     if not layers:
         raise ValueError(f"plan_bits: {type(model).__name__} has no layer to quantize")
-    return layers
+    return {layer.name: layer for layer in layers}
 
 
 def packed_bytes(model: nn.Module, bits: Bits, config: QuantConfig | None = None) -> int:
@@ -46,22 +41,20 @@ def packed_bytes(model: nn.Module, bits: Bits, config: QuantConfig | None = None
 
 
 def byte_costs(
-    layers: Mapping[str, nn.Linear], choices: Sequence[Bits], config: QuantConfig
+    layers: Mapping[str, Layer], choices: Sequence[Bits], config: QuantConfig
 ) -> list[list[int]]:
     """Bytes of each layer at each choice, exactly as ``pack_lowbit`` lays it out."""
-    return [
-        [_bytes(layer.out_features, layer.in_features, format_of(b), config) for b in choices]
-        for layer in layers.values()
-    ]
+    shapes = [layer.weight.shape for layer in layers.values()]
+    return [[_bytes(n, k, format_of(bits), config) for bits in choices] for n, k in shapes]
 
 
 def time_costs(
-    layers: Mapping[str, nn.Linear], choices: Sequence[Bits], times: Times
+    layers: Mapping[str, Layer], choices: Sequence[Bits], times: Times
 ) -> list[list[int]]:
     """In whole nanoseconds, rounded up: a plan never takes longer than its budget."""
     costs = []
     for layer in layers.values():
-        keys = [(layer.out_features, layer.in_features, bits) for bits in choices]
+        keys = [(*layer.weight.shape, bits) for bits in choices]
         missing = [key for key in keys if key not in times]
         if missing:
             raise ValueError(f"plan_bits: times has no {missing[0]} (outputs, inputs, bits)")
@@ -90,10 +83,7 @@ def measure_times(
         seconds: to spend on each shape and choice.
     """
     config = config or QuantConfig()
-    shapes = {
-        (layer.out_features, layer.in_features)
-        for layer in quantized_layers(model, config).values()
-    }
+    shapes = {tuple(layer.weight.shape) for layer in quantized_layers(model, config).values()}
     return {
         (n, k, bits): _measure(n, k, bits, config, rows, seconds)
         for n, k in sorted(shapes)

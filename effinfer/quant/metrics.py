@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from effinfer.fold.modules import run, tensors
+from effinfer.fold.modules import tensors
+from effinfer.quant.calibrate import Batch
+from effinfer.quant.layers import Layer, is_conv1d
 from effinfer.quant.relevance import relevance
 
 SAMPLED_ROWS = 512  # inputs kept per layer: enough for an error's size and a Gram matrix
 OMPQ_BETA = 1.0
 
-Loss = Callable[[Any, Any], torch.Tensor]
+Loss = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], torch.Tensor]
 Rows = dict[str, torch.Tensor]
 
 
@@ -34,7 +36,7 @@ def z_score_distribution(model: nn.Module, names: Sequence[str]) -> dict[str, fl
 
 
 def input_modification(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Any]
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """1 + LIM, with LIM minus the cosine of a block's input and output (arXiv 2406.17415).
 
@@ -57,14 +59,14 @@ def input_modification(
                 with_kwargs=True,
             )
             hooks.callback(hook.remove)
-        for batch in batches:
-            run(model, batch)
+        for args, kwargs in batches:
+            model(*args, **kwargs)
     mean = {block: sum(values) / len(values) for block, values in cosines.items() if values}
     return {name: 1 - (mean.get(block, 0.0) if block else 0.0) for name, block in blocks.items()}
 
 
 def orthogonality(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Any]
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """``exp(-beta * mean over j of ORM_ij)`` with ``ORM_ij`` the likeness of what layers i and j
     compute, ``<K_i, K_j> / (|K_i| |K_j|)`` of the centred Gram matrices ``K`` of their outputs (OMPQ,
@@ -92,7 +94,7 @@ def orthogonality(
 
 
 def layer_scores(
-    metric: str, model: nn.Module, names: Sequence[str], batches: Sequence[Any]
+    metric: str, model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """The score of each layer, 0 or more, by "lim", "zd", "ompq" or "lrp".
 
@@ -110,7 +112,7 @@ def layer_scores(
 
 
 def sampled_rows(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Any], *, of_outputs: bool = False
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], *, of_outputs: bool = False
 ) -> Rows:
     """Up to about ``SAMPLED_ROWS`` rows (float32) of each layer's inputs, or outputs: evenly spaced,
     the same positions in every layer. Layers that are never called have none."""
@@ -127,8 +129,8 @@ def sampled_rows(
                 lambda _, args, output, n=name: keep(n, output if of_outputs else args[0])
             )
             hooks.callback(hook.remove)
-        for batch in batches:
-            run(model, batch)
+        for args, kwargs in batches:
+            model(*args, **kwargs)
     return {name: torch.cat(rows) for name, rows in parts.items() if rows}
 
 
@@ -146,22 +148,34 @@ def relative_error(
 class LossIncrease:
     """The calibration loss of the model as it is, and with one weight replaced.
 
-    The loss is, the first that applies: ``loss(output, batch)`` as given; the model's own ``loss``
+    The loss is, the first that applies: ``loss(output, args, kwargs)`` as given; the model's own ``loss``
     where batches have labels; the cross-entropy of the next token for a model that generates; the
     squared relative error of the outputs, where ``attention_mask`` counts them.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: Loss | None) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], loss: Loss | None) -> None:
         self._model, self._batches, self._given = model, batches, loss
         with torch.no_grad():
-            outputs = [run(model, batch) for batch in batches]
+            outputs = self._outputs()
         self._references = [tensors(output)[0] for output in outputs]
         self._before = self._mean(outputs)
 
-    def with_weight(self, name: str, weight: torch.Tensor) -> float:
-        """Loss with ``weight`` in layer ``name``, minus the loss without."""
-        with torch.no_grad(), _replaced(self._model.get_submodule(name), weight):
-            return self._mean([run(self._model, batch) for batch in self._batches]) - self._before
+    def with_weight(self, layer: Layer, weight: torch.Tensor) -> float:
+        """Loss with ``weight`` ``(N, K)`` in a layer of the model, minus the loss without: the mean
+        over the rounding error and its negative.
+
+        The part of the increase that is linear in the error cancels. On a small calibration set it
+        outweighs the rest, with a sign that says nothing about other data.
+        """
+        mirrored = 2 * layer.weight.float() - weight
+        losses = []
+        for changed in (weight, mirrored):
+            with torch.no_grad(), _replaced(layer.module, changed):
+                losses.append(self._mean(self._outputs()))
+        return sum(losses) / 2 - self._before
+
+    def _outputs(self) -> list[Any]:
+        return [self._model(*args, **kwargs) for args, kwargs in self._batches]
 
     def _mean(self, outputs: Sequence[Any]) -> float:
         losses = [
@@ -170,20 +184,21 @@ class LossIncrease:
         ]
         return sum(losses) / len(losses)
 
-    def _loss(self, output: Any, batch: Any, reference: torch.Tensor) -> torch.Tensor:
+    def _loss(self, output: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
+        args, kwargs = batch
         if self._given is not None:
-            return self._given(output, batch)
+            return self._given(output, args, kwargs)
         fields: Mapping[str, Any] = output if isinstance(output, Mapping) else {}
         if fields.get("loss") is not None:
             loss: torch.Tensor = fields["loss"]
             return loss
-        inputs: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {}
+        ids = kwargs.get("input_ids", args[0] if args else None)
         generates = getattr(self._model, "can_generate", lambda: False)()
-        if generates and "logits" in fields and "input_ids" in inputs:
-            logits, ids = fields["logits"][:, :-1], inputs["input_ids"][:, 1:]
-            return F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
+        if generates and "logits" in fields and ids is not None:
+            logits = fields["logits"][:, :-1].flatten(0, 1).float()
+            return F.cross_entropy(logits, ids[:, 1:].flatten())
         off, reference = (tensors(output)[0] - reference).double(), reference.double()
-        mask = inputs.get("attention_mask")
+        mask = kwargs.get("attention_mask")
         if mask is not None and off.shape[: mask.dim()] == mask.shape:
             off, reference = off[mask.bool()], reference[mask.bool()]
         return off.square().sum() / reference.square().sum().clamp_min(1e-30)
@@ -194,6 +209,8 @@ def _replaced(module: nn.Module, weight: torch.Tensor) -> Iterator[None]:
     """Another weight in this module alone, also where its own is tied to others."""
     own = module._parameters["weight"]
     assert own is not None
+    if is_conv1d(module):
+        weight = weight.t()
     module._parameters["weight"] = nn.Parameter(weight.to(own.dtype), requires_grad=False)
     try:
         yield

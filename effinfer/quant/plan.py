@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from effinfer.quant.calibrate import Batch, as_batches
 from effinfer.quant.config import Bits, QuantConfig, format_of
 from effinfer.quant.costs import (
     NANOSECOND,
@@ -19,6 +20,7 @@ from effinfer.quant.costs import (
     time_costs,
 )
 from effinfer.quant.knapsack import choose
+from effinfer.quant.layers import Layer
 from effinfer.quant.metrics import Loss, LossIncrease, layer_scores, relative_error, sampled_rows
 
 METRICS = ("loss", "lim", "zd", "ompq", "lrp")
@@ -31,11 +33,12 @@ def plan_bits(
     *,
     budget_seconds: float | None = None,
     metric: str = "loss",
-    calibration: Iterable[Any] | None = None,
+    calibration: Any = None,
     choices: Sequence[Bits] = (2, 3, 4, 8),
     config: QuantConfig | None = None,
     times: Times | None = None,
     loss: Loss | None = None,
+    tokenizer: Any = None,
 ) -> Plan:
     """Bits for every layer that ``quantize_`` would quantize: least sensitivity within the budget.
 
@@ -56,11 +59,14 @@ def plan_bits(
             ``packed_bytes(model, bits)`` says what a uniform number of bits takes.
         budget_seconds: instead, for one pass through all these layers, as ``times`` says.
         metric: as above. "loss" runs the calibration once for each layer and choice.
-        calibration: batches: mappings (keywords of the model), tuples (arguments) or tensors.
+        calibration: as for ``quantize_``: texts, or batches (mappings of the model's named
+            arguments, tuples of its arguments, tensors).
         choices: bits to choose from: some of 8, 4, 3, 2, 1.58, 1, or names of formats.
         config: group size, symmetry, scale dtype and what to leave out; its own bits do not matter.
         times: measured seconds, from ``measure_times``; by default measured now for one row.
-        loss: ``loss(output, batch)`` for "loss", where the default of ``LossIncrease`` does not do.
+        loss: ``loss(output, args, kwargs)`` for "loss", where the default of ``LossIncrease`` does
+            not do.
+        tokenizer: for texts; by default the one in the model's folder.
 
     Returns:
         ``{layer name: bits}``, for ``QuantConfig(plan=...)``.
@@ -80,9 +86,9 @@ def plan_bits(
     bits = list(dict.fromkeys(choices))
     if not bits:
         raise ValueError("plan_bits: choices must not be empty")
-    batches = list(calibration) if calibration is not None else []
-    if not batches and metric != "zd":
+    if calibration is None and metric != "zd":
         raise ValueError(f"plan_bits: metric {metric!r} needs calibration batches")
+    batches = [] if calibration is None else as_batches(model, calibration, tokenizer)
     layers = quantized_layers(model, config)
     if budget_bytes is not None:
         budget, costs = budget_bytes, byte_costs(layers, bits, config)
@@ -107,11 +113,11 @@ def _amount(cost: int, budget_bytes: int | None) -> str:
 
 def _sensitivities(
     model: nn.Module,
-    layers: Mapping[str, nn.Linear],
+    layers: Mapping[str, Layer],
     choices: Sequence[Bits],
     config: QuantConfig,
     metric: str,
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     loss: Loss | None,
 ) -> list[list[float]]:
     names = list(layers)
@@ -129,7 +135,7 @@ def _sensitivities(
         for bits in choices:
             quantized = round_to_nearest(weight, format_of(bits), config).dequantize()
             if metric == "loss":
-                row.append(increase.with_weight(name, quantized))
+                row.append(increase.with_weight(layers[name], quantized))
             else:
                 row.append(scores[name] * relative_error(weight, quantized, inputs.get(name)))
         table.append(row)

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from effinfer.fold.modules import run, tensors
+from effinfer.fold.modules import is_linear, tensors
+from effinfer.quant.calibrate import Batch
 
 _EPSILON = 1e-3  # of the mean size of a layer's outputs
 
@@ -47,7 +48,7 @@ class _IdentityRule(torch.autograd.Function):
         return gradient * cast(torch.Tensor, ctx.saved_tensors[0]), None
 
 
-def relevance(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> dict[str, float]:
+def relevance(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, float]:
     """The share of relevance that passes through the outputs of each layer that is called: sum of
     ``|R|`` over them and over the batches, all layers together 1 (LRP-QViT, arXiv 2401.11243).
 
@@ -56,14 +57,14 @@ def relevance(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) ->
     else (products of attention, scans, gates) goes by its local linearization.
     """
     total: dict[str, float] = {}
-    for batch in batches:
+    for args, kwargs in batches:
         outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         with ExitStack() as hooks, torch.enable_grad():
             for name, module in model.named_modules():
                 hook = _rule(name, module, outputs)
                 if hook is not None:
                     hooks.callback(module.register_forward_hook(hook).remove)
-            result = run(model, batch)
+            result = model(*args, **kwargs)
             start = _start(result)
         kept = [(name, z) for name, each in outputs.items() for z in each]
         gradients = torch.autograd.grad(start, [z for _, z in kept], allow_unused=True)
@@ -103,7 +104,7 @@ def _rule(name: str, module: nn.Module, outputs: dict[str, list[torch.Tensor]]) 
             return None
         return _IdentityRule.apply(args[0], y.detach())  # type: ignore[no-untyped-call]
 
-    if name in outputs or isinstance(module, nn.Linear):
+    if name in outputs or is_linear(module):
         return linear
     home = type(module).__module__
     is_activation = home in ("torch.nn.modules.activation", "transformers.activations")
