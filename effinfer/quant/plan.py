@@ -45,7 +45,8 @@ def plan_bits(
     The layers' sensitivities add up, and their sum is minimised exactly, as a multiple-choice
     knapsack. The sensitivity of a layer at some bits, all rounded to nearest here:
 
-    - "loss": calibration loss with that layer quantized alone, minus the loss of the float model;
+    - "loss": calibration loss with that layer quantized alone, minus the loss of the float model,
+      the mean over its rounding error and the negative of it (see ``LossIncrease``);
     - else ``score(layer) * |X (W - Q)^T|^2 / |X W^T|^2``, with X inputs from the calibration
       (without one, "zd" takes ``|W - Q|^2 / |W|^2``), and the score of
       - "lim": 1 + layer input modification, ``1 - cos(x, block(x))`` (arXiv 2406.17415),
@@ -58,7 +59,7 @@ def plan_bits(
         budget_bytes: for the packed weights with scales, zeros and offsets of all these layers.
             ``packed_bytes(model, bits)`` says what a uniform number of bits takes.
         budget_seconds: instead, for one pass through all these layers, as ``times`` says.
-        metric: as above. "loss" runs the calibration once for each layer and choice.
+        metric: as above. "loss" runs the calibration twice for each layer and choice.
         calibration: as for ``quantize_``: texts, or batches (mappings of the model's named
             arguments, tuples of its arguments, tensors).
         choices: bits to choose from: some of 8, 4, 3, 2, 1.58, 1, or names of formats.
