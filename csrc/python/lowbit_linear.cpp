@@ -102,6 +102,7 @@ void want_integers(LowbitLinear& args, const Rows& x, const Rows& y, py::handle 
     args.x_scale = want_dense(kOp, "x_scale", x_scale_, kF32, {x.rows}).as<const float>();
   }
   if (codes_out) {
+    if (!args.int8_activations) reject(kOp, "activations", "be int8 with requantize", "f32");
     args.multiplier =
         want_dense(kOp, "multiplier", multiplier_, kF32, {args.io.n}).as<const float>();
     if (low < -128 || high > 127 || low > high)

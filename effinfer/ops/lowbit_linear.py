@@ -346,7 +346,7 @@ def lowbit_linear(
         x_scale: ``(rows,)`` float32, one for each row of int8 codes.
         requantize: ``(multiplier, low, high)``: return ``rne(y * multiplier[n])`` clamped to
             ``low .. high`` as int8, with ``multiplier`` ``(N,)`` float32 (``2.0 ** -shift`` shifts
-            and rounds to even); NaN becomes ``low``.
+            and rounds to even); NaN becomes ``low``. With int8 activations only.
 
     Returns:
         ``(..., N)`` in ``x``'s dtype, float32 for int8 codes, int8 with ``requantize``. A row with

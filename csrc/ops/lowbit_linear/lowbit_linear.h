@@ -95,7 +95,7 @@ struct LowbitLinear {
   Linear io;  // x, bias, residual, y and their sizes; its weight and weight_type are not used
   LowbitWeight weight;
   bool int8_activations;
-  // For layers of integers only; io.x_type is float32 with either.
+  // For layers of integers, with int8 activations only; io.x_type is float32 with x_scale.
   const float* x_scale;     // [rows]: x holds int8 codes of -127 .. 127 with these scales; or null
   const float* multiplier;  // [n]: y holds int8: rne(min(max(v * multiplier[n], low), high)), where
                             // a NaN becomes low; or null
