@@ -1,4 +1,4 @@
-"""What the NEON kernels' hot loops should reach on Neoverse V1 and V2, by llvm-mca's model.
+"""What the NEON kernels' hot loops should reach on Neoverse V1 and V2 (N1), by llvm-mca's model.
 
 A model's figure, not a measurement: llvm-mca knows the core's ports and latencies, and takes every
 load for an L1 hit and every branch for foreseen. Build the neon preset first.
@@ -17,8 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-CORES = ("neoverse-v1", "neoverse-v2")
-PEAK = 32  # flops a cycle of both cores: four 128-bit pipes, one fused multiply-add each
+PIPES = {"neoverse-n1": 2, "neoverse-v1": 4, "neoverse-v2": 4}  # 128-bit, of any arithmetic
+V_CORES = ("neoverse-v1", "neoverse-v2")
 ITERATIONS = 200
 
 
@@ -29,6 +29,8 @@ class Hot:
     op: str
     function: str  # regular expression over the function's demangled name
     what: str  # one iteration of the loop
+    file: str = "neon"
+    cores: tuple[str, ...] = V_CORES
 
 
 HOT = (
@@ -45,6 +47,25 @@ HOT = (
     Hot("linear", r"tile<6, 1, 4, effinfer::bf16>", "6 rows x 16 outputs, bf16 weights, 4 terms"),
     Hot("linear", r"tile<1, 4, 0, float>", "1 row x 64 outputs, f32, 4 terms"),
     Hot("linear", r"tile<1, 4, 0, effinfer::bf16>", "1 row x 64 outputs, bf16 weights, 4 terms"),
+    *(
+        Hot("lowbit_linear", rf"dot_row<.*LowbitFormat\){code}>", f"1 row, {what}", file, cores)
+        for file, cores in (("neon_dotprod", tuple(PIPES)), ("neon", ("neoverse-n1",)))
+        for code, what in enumerate(
+            (
+                "int8, 4 k",
+                "int4, 8 k",
+                "int3, 32 k",
+                "int2, 16 k",
+                "",
+                "1.67 bits, 48 k",
+                "1 bit, 32 k",
+            )
+        )
+        if what
+    ),
+    Hot("lowbit_linear", r"tile<6>", "6 rows, smmla, 16 k", "neon_i8mm"),
+    Hot("lowbit_linear", r"tile<4>", "4 rows, sdot, 16 k", "neon_dotprod", tuple(PIPES)),
+    Hot("lowbit_linear", r"tile<2>", "2 rows, smull, 8 k", "neon", ("neoverse-n1",)),
 )
 
 FUNCTION = re.compile(r"^([0-9a-f]+) <(.*)>:$")
@@ -53,6 +74,7 @@ BRANCH = re.compile(r"^(b|b\.\w+|bc\.\w+|cbz|cbnz|tbz|tbnz)$")
 TARGET = re.compile(r"0x([0-9a-f]+) <")
 FUSED = re.compile(r"^f(mla|mls|madd|msub|nmadd|nmsub)$")
 PLAIN = re.compile(r"^f(add|sub|mul|nmul|div|sqrt)$")
+PRODUCTS = {"smmla": 64, "sdot": 32, **dict.fromkeys(("smull", "smull2", "smlal", "smlal2"), 16)}
 LANES = re.compile(r"^v\d+\.(\d+)[hsd]")
 
 
@@ -68,7 +90,10 @@ class Instruction:
         return int(found[1], 16) if found else None
 
     @property
-    def flops(self) -> int:
+    def ops(self) -> int:
+        """Additions and multiplications."""
+        if self.name in PRODUCTS:
+            return PRODUCTS[self.name]
         vector = LANES.match(self.operands)
         lanes = int(vector[1]) if vector else 1
         if FUSED.match(self.name):
@@ -138,12 +163,13 @@ def analyse(loop: list[Instruction], core: str) -> dict[str, object]:
         return float(found[1])
 
     cycles = number("Total Cycles") / ITERATIONS
-    flops = sum(one.flops for one in loop)
+    ops = sum(one.ops for one in loop)
+    peak = PIPES[core] * max(one.ops for one in loop)  # nothing else in any pipe
     return {
         "cycles_per_iteration": round(cycles, 2),
         "ipc": number("IPC"),
-        "flops_per_cycle": round(flops / cycles, 2),
-        "fraction_of_peak": round(flops / cycles / PEAK, 3),
+        "ops_per_cycle": round(ops / cycles, 2),
+        "fraction_of_peak": round(ops / cycles / peak, 3),
         "bottleneck": bottleneck(report),
     }
 
@@ -168,7 +194,7 @@ def bottleneck(report: str) -> str:
 
 
 def hottest(hot: Hot, build: Path) -> tuple[str, list[Instruction]]:
-    object_file = build / f"csrc/CMakeFiles/effinfer_core.dir/ops/{hot.op}/neon.cpp.o"
+    object_file = build / f"csrc/CMakeFiles/effinfer_core.dir/ops/{hot.op}/{hot.file}.cpp.o"
     candidates = [
         (name, loop)
         for name, body in functions(object_file).items()
@@ -177,7 +203,7 @@ def hottest(hot: Hot, build: Path) -> tuple[str, list[Instruction]]:
     ]
     if not candidates:
         sys.exit(f"{object_file}: no loop in a function that matches {hot.function!r}")
-    return max(candidates, key=lambda candidate: sum(one.flops for one in candidate[1]))
+    return max(candidates, key=lambda candidate: sum(one.ops for one in candidate[1]))
 
 
 def main() -> None:
@@ -194,9 +220,10 @@ def main() -> None:
                 "function": name.replace("(anonymous namespace)::", "").replace("effinfer::", ""),
                 "iteration": hot.what,
                 "instructions": len(loop),
-                "flops_per_iteration": sum(one.flops for one in loop),
+                "ops_per_iteration": sum(one.ops for one in loop),
                 "branches_inside": sum(one.target is not None for one in loop[:-1]),
-                "cores": {core: analyse(loop, core) for core in CORES},
+                "file": f"{hot.file}.cpp",
+                "cores": {core: analyse(loop, core) for core in hot.cores},
             }
         )
     version = subprocess.run([tool("llvm-mca"), "--version"], capture_output=True, text=True).stdout
@@ -204,7 +231,8 @@ def main() -> None:
     result = {
         "kind": "llvm-mca's model, not a measurement: every load an L1 hit, no branch missed",
         "llvm": found[1] if found else "unknown",
-        "peak_flops_per_cycle": PEAK,
+        "peak": "the loop's widest operation in every 128-bit pipe of the core",
+        "pipes": PIPES,
         "loops": rows,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +242,7 @@ def main() -> None:
 
 def show(kind: object, rows: list[dict[str, object]]) -> None:
     print(kind)
-    print(f"{'loop':<58} {'core':<12} {'cycles':>7} {'IPC':>5} {'flops/cycle':>11}  bottleneck")
+    print(f"{'loop':<58} {'core':<12} {'cycles':>7} {'IPC':>5} {'ops/cycle':>11}  bottleneck")
     for row in rows:
         cores = row["cores"]
         assert isinstance(cores, dict)
@@ -222,7 +250,7 @@ def show(kind: object, rows: list[dict[str, object]]) -> None:
             print(
                 f"{row['op']}: {row['iteration']}".ljust(58),
                 f"{core:<12} {figures['cycles_per_iteration']:7.2f} {figures['ipc']:5.2f}",
-                f"{figures['flops_per_cycle']:5.1f} ({figures['fraction_of_peak']:4.0%})",
+                f"{figures['ops_per_cycle']:5.1f} ({figures['fraction_of_peak']:4.0%})",
                 f" {figures['bottleneck']}",
             )
 
