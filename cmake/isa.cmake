@@ -9,6 +9,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl
                    -mprefer-vector-width=512
                    -Wno-uninitialized -Wno-maybe-uninitialized)  # gcc 12's own header warns
+  set(avx512_vnni_flags ${avx512_flags} -mavx512vnni)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set(neon_flags "")
   set(neon_dotprod_flags -march=armv8.2-a+dotprod)
@@ -20,7 +21,7 @@ function(effinfer_isa_sources target folder)
   file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.cpp)
   foreach(source ${sources})
     get_filename_component(name ${source} NAME_WE)
-    if(NOT name MATCHES "^(scalar|avx2|avx512|neon|neon_dotprod|neon_i8mm)$")
+    if(NOT name MATCHES "^(scalar|avx2|avx512|avx512_vnni|neon|neon_dotprod|neon_i8mm)$")
       target_sources(${target} PRIVATE ${source})
     elseif(DEFINED ${name}_flags)
       target_sources(${target} PRIVATE ${source})

@@ -12,7 +12,11 @@ import effinfer
 from effinfer import _native
 
 # A CPU backend is named by the instruction set it is capped to.
-CPU_ISAS = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512")
+CPU_ISAS = (
+    ("scalar", "neon")
+    if platform.machine() == "aarch64"
+    else ("scalar", "avx2", "avx512", "avx512vnni")
+)
 BACKENDS = (*CPU_ISAS, "cuda-shim", "cuda")
 
 # The default error bounds, relative L2 against float64.

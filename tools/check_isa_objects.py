@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ISAS = ("avx2", "avx512", "neon", "neon_dotprod", "neon_i8mm")
+ISAS = ("avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod", "neon_i8mm")
 
 
 def problems(path: Path) -> list[str]:

@@ -49,23 +49,22 @@ HOT = (
     Hot("linear", r"tile<1, 4, 0, effinfer::bf16>", "1 row x 64 outputs, bf16 weights, 4 terms"),
     *(
         Hot("lowbit_linear", rf"dot_row<.*LowbitFormat\){code}>", f"1 row, {what}", file, cores)
-        for file, cores in (("neon_dotprod", tuple(PIPES)), ("neon", ("neoverse-n1",)))
-        for code, what in enumerate(
-            (
-                "int8, 4 k",
-                "int4, 8 k",
-                "int3, 32 k",
-                "int2, 16 k",
-                "",
-                "1.67 bits, 48 k",
-                "1 bit, 32 k",
-            )
+        for file, product, cores in (
+            ("neon_dotprod", "sdot", tuple(PIPES)),
+            ("neon", "smlal", ("neoverse-n1",)),
         )
-        if what
+        for code, what in (
+            (0, f"int8 by {product}, 4 k"),
+            (1, f"int4 by {product}, 8 k"),
+            (2, f"int3 by {product}, 32 k"),
+            (3, f"int2 by {product}, 16 k"),
+            (5, f"ternary at 1.67 bits by {product}, 48 k"),
+            (6, f"binary by {product}, 32 k"),
+        )
     ),
     Hot("lowbit_linear", r"tile<6>", "6 rows, smmla, 16 k", "neon_i8mm"),
     Hot("lowbit_linear", r"tile<4>", "4 rows, sdot, 16 k", "neon_dotprod", tuple(PIPES)),
-    Hot("lowbit_linear", r"tile<2>", "2 rows, smull, 8 k", "neon", ("neoverse-n1",)),
+    Hot("lowbit_linear", r"tile<2>", "2 rows, smlal, 8 k", "neon", ("neoverse-n1",)),
 )
 
 FUNCTION = re.compile(r"^([0-9a-f]+) <(.*)>:$")

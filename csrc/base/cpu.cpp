@@ -19,6 +19,7 @@ struct Level {
 
 constexpr Level kLevels[] = {
 #if defined(__x86_64__)
+    {"avx512vnni", kAvx512Vnni | kAvx512 | kAvx2},
     {"avx512", kAvx512 | kAvx2},
     {"avx2", kAvx2},
 #elif defined(__aarch64__)
@@ -30,7 +31,7 @@ constexpr Level kLevels[] = {
 };
 
 // Names that are right on another architecture cap to scalar here rather than fail.
-constexpr const char* kForeign[] = {"avx512", "avx2", "i8mm", "dotprod", "neon"};
+constexpr const char* kForeign[] = {"avx512vnni", "avx512", "avx2", "i8mm", "dotprod", "neon"};
 
 uint32_t detect() {
   uint32_t bits = 0;
@@ -40,8 +41,10 @@ uint32_t detect() {
       __builtin_cpu_supports("f16c")) {
     bits |= kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       bits |= kAvx512;
+      if (__builtin_cpu_supports("avx512vnni")) bits |= kAvx512Vnni;
+    }
   }
 #elif defined(__aarch64__)
   bits |= kNeon;

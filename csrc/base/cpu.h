@@ -13,13 +13,14 @@ enum Isa : uint32_t {
   kNeon = 1 << 2,
   kDotprod = 1 << 3,
   kI8mm = 1 << 4,
+  kAvx512Vnni = 1 << 5,
 };
 
 // Bits this process may use: what the CPU and the OS offer, capped by EFFINFER_ISA or set_isa_cap.
 uint32_t isa_bits();
 
-// Caps the choice: "scalar", "avx2", "avx512", "neon", "dotprod", "i8mm", or "" for no cap.
-// Returns false, and changes nothing, when the name is unknown.
+// Caps the choice: "scalar", "avx2", "avx512", "avx512vnni", "neon", "dotprod", "i8mm", or "" for
+// no cap. Returns false, and changes nothing, when the name is unknown.
 bool set_isa_cap(const char* name);
 
 // The value of EFFINFER_ISA when it is not a known name, else nullptr.

@@ -20,7 +20,7 @@ class CpuTest : public ::testing::Test {
 TEST_F(CpuTest, CapsOnlyTakeAway) {
   ASSERT_TRUE(set_isa_cap(""));
   const uint32_t all = isa_bits();
-  for (const char* name : {"avx512", "avx2", "i8mm", "dotprod", "neon", "scalar"}) {
+  for (const char* name : {"avx512vnni", "avx512", "avx2", "i8mm", "dotprod", "neon", "scalar"}) {
     ASSERT_TRUE(set_isa_cap(name)) << name;
     EXPECT_EQ(isa_bits() & ~all, 0u) << name;
   }

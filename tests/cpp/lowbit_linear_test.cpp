@@ -1,6 +1,7 @@
 #include "ops/lowbit_linear/lowbit_linear.h"
 
 #include "base/thread_pool.h"
+#include "emulated/lowbit_int8.h"
 #include "testing.h"
 
 namespace effinfer {
@@ -34,7 +35,13 @@ std::vector<uint8_t> random_packed(LowbitFormat f, size_t bytes, unsigned seed) 
   return out;
 }
 
-// Integers in, so that quantizing is no part of it; guards between the rows of y.
+// As kernels want it: 64 bytes.
+float* aligned(std::vector<float>& scratch) {
+  const auto start = reinterpret_cast<uintptr_t>(scratch.data());
+  return reinterpret_cast<float*>((start + 63) / 64 * 64);
+}
+
+// One layer on random x; guards between the rows of y.
 struct Problem {
   LowbitFormat format;
   int64_t rows, n, k, group;
@@ -55,7 +62,8 @@ struct Problem {
     return out;
   }();
 
-  std::vector<float> run(int64_t slots = 1) {
+  template <class Run>
+  std::vector<float> run_by(int64_t slots, Run&& run_with) {
     std::vector<float> y(rows * (n + 2), 7.f);
     LowbitLinear a = {};
     a.io.x = x.data();
@@ -78,11 +86,15 @@ struct Problem {
                 .scale_type = DType::f32,
                 .format = format};
     a.int8_activations = true;
-    std::vector<float> scratch(lowbit_linear_scratch(a) / sizeof(float) + 16);
-    const auto start = reinterpret_cast<uintptr_t>(scratch.data());
-    a.io.scratch = reinterpret_cast<float*>((start + 63) / 64 * 64);
-    lowbit_linear(a);
+    run_with(a);
     return y;
+  }
+  std::vector<float> run(int64_t slots = 1) {
+    return run_by(slots, [](LowbitLinear& a) {
+      std::vector<float> scratch(lowbit_linear_scratch(a) / sizeof(float) + 16);
+      a.io.scratch = aligned(scratch);
+      lowbit_linear(a);
+    });
   }
   std::vector<float> by_scalar() {
     const std::string isa = isa_name();
@@ -146,6 +158,31 @@ TEST_P(LowbitLinearTest, RowsAndThreadsDoNotChangeABit) {
     }
   }
 }
+
+#if defined(__x86_64__)
+// The AVX-512 VNNI kernel's text, but for two functions of a few instructions.
+TEST(LowbitLinearEmulated, Avx512VnniHasTheScalarKernelsBits) {
+  ASSERT_TRUE(set_isa_cap("avx2"));
+  if (std::string(isa_name()) != "avx2") GTEST_SKIP() << "this CPU has no avx2";
+  for (const LowbitFormat format : kFormats)
+    for (const int64_t rows : {1, 4, 5, 13})
+      for (const int64_t k : {20, 580}) {
+        const bool whole = format == LowbitFormat::ternary_dense || k < 96;
+        Problem p{.format = format, .rows = rows, .n = 37, .k = k, .group = whole ? k : 96};
+        const std::vector<float> got = p.run_by(1, [&](LowbitLinear& a) {
+          const int64_t stride = ceil_div(k, 192) * 192 + 64;
+          std::vector<int8_t> codes(rows * stride);
+          std::vector<float> scale(rows), scratch(lowbit_int8_scratch(rows) + 16);
+          std::vector<int32_t> sums(rows * p.groups);
+          const LowbitRows q = {codes.data(), scale.data(), sums.data(), stride, p.groups};
+          lowbit_quantize_scalar(a, q, 0, rows);
+          lowbit_int8_emulated_avx2(a, q, {0, rows, 0, p.panels, 1, aligned(scratch)});
+        });
+        EXPECT_EQ(got, p.by_scalar()) << static_cast<int>(format) << ", " << rows << " rows";
+      }
+  set_isa_cap("");
+}
+#endif
 
 }  // namespace
 }  // namespace effinfer

@@ -55,7 +55,7 @@ inline std::string isa_label(const ::testing::TestParamInfo<const char*>& info) 
 #if defined(__aarch64__)
 #define EFFINFER_ISAS "scalar", "neon", "dotprod", "i8mm"
 #else
-#define EFFINFER_ISAS "scalar", "avx2", "avx512"
+#define EFFINFER_ISAS "scalar", "avx2", "avx512", "avx512vnni"
 #endif
 #define EFFINFER_PER_ISA(Suite)                                          \
   INSTANTIATE_TEST_SUITE_P(Isa, Suite, ::testing::Values(EFFINFER_ISAS), \

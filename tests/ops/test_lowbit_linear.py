@@ -418,4 +418,6 @@ def test_reference_mode_and_isa():
     x = torch.randn(3, 64)
     with effinfer.use_reference():
         assert_close(lowbit_linear(x, packed), float64(x, packed))
-    assert lowbit_linear.isa() in ("scalar", "avx2", "avx512", "neon", "dotprod", "i8mm")
+    assert lowbit_linear.isa() in (
+        "scalar", "avx2", "avx512", "avx512vnni", "neon", "dotprod", "i8mm"
+    )  # fmt: skip

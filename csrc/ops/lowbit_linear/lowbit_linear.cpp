@@ -7,6 +7,9 @@ namespace {
 
 constexpr Kernel<LowbitKernels> kKernels[] = {
 #if defined(__x86_64__)
+    {"avx512vnni",
+     kAvx2 | kAvx512 | kAvx512Vnni,
+     {lowbit_quantize_avx2, lowbit_int8_avx512_vnni, lowbit_float_avx512}},
     {"avx512", kAvx2 | kAvx512, {lowbit_quantize_avx2, lowbit_int8_avx2, lowbit_float_avx512}},
     {"avx2", kAvx2, {lowbit_quantize_avx2, lowbit_int8_avx2, lowbit_float_avx2}},
 #elif defined(__aarch64__)

@@ -151,6 +151,8 @@ void lowbit_float_neon(const LowbitLinear&, const LinearTask&);
 void lowbit_quantize_avx2(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
 void lowbit_int8_avx2(const LowbitLinear&, const LowbitRows&, const LinearTask&);
 
+void lowbit_int8_avx512_vnni(const LowbitLinear&, const LowbitRows&, const LinearTask&);
+
 void lowbit_quantize_neon(const LowbitLinear&, const LowbitRows&, int64_t row, int64_t rows);
 void lowbit_int8_neon(const LowbitLinear&, const LowbitRows&, const LinearTask&);
 void lowbit_int8_neon_dotprod(const LowbitLinear&, const LowbitRows&, const LinearTask&);

@@ -1,0 +1,6 @@
+#include "ops/lowbit_linear/avx512_int8.h"
+
+void effinfer::lowbit_int8_avx512_vnni(const LowbitLinear& a, const LowbitRows& q,
+                                       const LinearTask& t) {
+  int8_any_format(a, q, t);
+}

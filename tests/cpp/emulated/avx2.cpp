@@ -1,0 +1,7 @@
+#include "emulated/lowbit_int8.h"
+#include "ops/lowbit_linear/avx512_int8.h"
+
+void effinfer::lowbit_int8_emulated_avx2(const LowbitLinear& a, const LowbitRows& q,
+                                         const LinearTask& t) {
+  int8_any_format(a, q, t);
+}
