@@ -14,13 +14,19 @@ from effinfer.errors import (
     BackendUnavailableError,
     PatchConflictError,
     UnsupportedModelError,
-    UnsupportedOpError,
 )
 from effinfer.patch.linear import lay_end_to_end
 from effinfer.patch.plan import Choice, Filter, check_model, make_plan, model_bytes
+from effinfer.patch.quantize import (
+    choose_low_bit,
+    low_bit_bytes,
+    quantized_copies,
+    swap_low_bit,
+)
 from effinfer.patch.report import PatchReport
 from effinfer.patch.swap import Patched, restore, swap
 from effinfer.patch.verify import Probe
+from effinfer.quant.config import QuantConfig
 
 
 def patch(
@@ -31,7 +37,8 @@ def patch(
     exclude: str | Sequence[str] | None = None,
     filter_fn: Filter | None = None,
     backend: str | None = None,
-    quantize: None = None,
+    quantize: QuantConfig | None = None,
+    calibration: Any = None,
     strict: bool = False,
     verify: bool = False,
     dry_run: bool = False,
@@ -50,7 +57,10 @@ def patch(
         filter_fn: called with (name, module); False leaves the module alone.
         backend: "cpu" or "cuda" to insist that the model runs there on native kernels; by default
             the device of the tensors decides at each call.
-        quantize: must be None in this version.
+        quantize: run linears on low-bit copies of their weights. The float parameters stay, so that
+            ``unpatch`` is exact: the model gets faster, not smaller. ``effinfer.quantize_``, then
+            ``patch``, gives up the float weights.
+        calibration: texts or batches, as for ``effinfer.quantize_``.
         strict: raise unless every module that has a rule was patched.
         verify: run a few tokens before and after, and restore the model if the results differ.
         dry_run: report what would happen and change nothing.
@@ -58,12 +68,14 @@ def patch(
     Raises:
         PatchConflictError: the model is patched already.
         UnsupportedModelError: training mode, weights on meta, or ``strict`` is not satisfied.
-        UnsupportedOpError: ``quantize`` was given.
+        ValueError, TypeError: bad arguments, or what ``effinfer.quantize_`` raises.
         VerificationError: ``verify`` found a difference; the model was restored.
         BackendUnavailableError: ``backend`` is not here, or not where the model is.
     """
-    if quantize is not None:
-        raise UnsupportedOpError("patch: quantize is not in this version; pass None")
+    if quantize is not None and not isinstance(quantize, QuantConfig):
+        raise TypeError(f"patch: quantize must be a QuantConfig or None, got {quantize!r}")
+    if quantize is not None and verify:
+        raise ValueError("patch: verify holds outputs to the float model's; not with quantize")
     choice = Choice.of(features, include, exclude, filter_fn)
     check_model(model, dry_run=dry_run)
     done = [name for name, module in model.named_modules() if isinstance(module, Patched)]
@@ -75,6 +87,8 @@ def patch(
     if backend is not None:
         _check_backend(backend, model)
     plan = make_plan(model, choice)
+    if quantize is not None:
+        quantize = choose_low_bit(model, quantize, choice, plan)
     if strict and (complaints := plan.complaints()):
         raise UnsupportedModelError(
             f"patch: not all of {type(model).__name__} could be patched:\n  "
@@ -92,8 +106,11 @@ def patch(
     )
     if dry_run:
         return report
+    copies = {} if quantize is None else quantized_copies(model, quantize, calibration)
     probe = Probe.record(model) if verify else None
     try:
+        if quantize is not None:
+            swap_low_bit(copies, quantize)
         for module, rule in plan.swaps:
             swap(module, rule.replacement)
         lay_end_to_end(model)
@@ -102,7 +119,7 @@ def patch(
     except BaseException:
         unpatch(model)
         raise
-    report.bytes_after = model_bytes(model)
+    report.bytes_after = model_bytes(model) + low_bit_bytes(copies.values())
     return report
 
 

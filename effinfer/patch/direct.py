@@ -12,18 +12,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
 from effinfer import _native
+from effinfer.nn.lowbit import LowBitLinear
 from effinfer.nn.stamp import derived
+from effinfer.ops.linear import PANEL
+from effinfer.ops.lowbit_linear import PackedLowBit
 from effinfer.patch.linear import LinearWithPacked
+from effinfer.patch.lowbit import LinearWithLowBit
 
 T = TypeVar("T")
 States = tuple[torch.Tensor, torch.Tensor]
-Product = tuple[torch.Tensor, int, torch.Tensor | None]  # packed weight, outputs, bias
+# Packed weight, outputs, bias, and whether the input is quantized (which float weights never ask).
+Product = tuple[torch.Tensor | PackedLowBit, int, torch.Tensor | None, bool]
 Prepared = tuple[list[Product], Any]  # and the mixer's constants
 Direct = tuple[Any, list[Product], Any]  # the native module, and what is prepared
 _threads = threading.local()
@@ -65,20 +71,31 @@ def _prepared(mixer: Any) -> Prepared | None:
     weights = [*mixer._parameters.values(), *modules["conv1d"]._parameters.values()]
     for name in mixer.direct_linears:
         linear = modules[name]
-        if not isinstance(linear, LinearWithPacked):
+        if isinstance(linear, LowBitLinear):
+            weights += linear._buffers.values()
+        elif isinstance(linear, (LinearWithPacked, LinearWithLowBit)):
+            weights += linear.__dict__["_parameters"].values()
+        else:
             return None
-        weights += linear.__dict__["_parameters"].values()
 
-    def build() -> Prepared:
+    def build() -> Prepared | None:
         products = [_product(modules[name]) for name in mixer.direct_linears]
-        return products, mixer._constants()
+        if None in products:
+            return None
+        return products, mixer._constants()  # type: ignore[return-value]
 
     return derived(mixer, weights, build, "_effinfer_direct")
 
 
-def _product(linear: Any) -> Product:
-    bias = linear.bias
-    return linear.packed(), linear.out_features, None if bias is None else bias.detach().float()
+def _product(linear: Any) -> Product | None:
+    """None where the linear permutes its input, which takes a call of its own."""
+    bias = None if linear.bias is None else linear.bias.detach().float()
+    if isinstance(linear, LinearWithPacked):
+        return linear.packed(), linear.out_features, bias, False
+    weight = linear.packed_weight()
+    if weight.order is not None:
+        return None
+    return weight, weight.out_features, bias, linear.activations == "int8"
 
 
 def multiply(
@@ -89,16 +106,40 @@ def multiply(
     residual: torch.Tensor | None = None,
 ) -> None:
     """Into ``out``: the product's linear of ``x``, and ``residual``."""
-    packed, out_features, bias = product
-    native.linear(x, packed, out_features, bias, "none", residual, out)
+    weight, out_features, bias, int8 = product
+    if type(weight) is not PackedLowBit:
+        native.linear(x, weight, out_features, bias, "none", residual, out)
+        return
+    native.lowbit_linear(
+        x, weight.packed, weight.scale, weight.zero, weight.offset, bias, residual, None, None,
+        weight.format, out_features, weight.in_features, weight.group_size, int8, "none", 0, 0, out,
+    )  # fmt: skip
 
 
 def parted(product: Product, at: int) -> tuple[Product, Product]:
     """The product's first ``at`` outputs, whole panels of them, and the others."""
-    packed, out_features, bias = product
-    panel = at // packed.shape[2]
+    weight, out_features, bias, int8 = product
+    panel = at // PANEL
     first, others = (None, None) if bias is None else (bias[:at], bias[at:])
-    return (packed[:panel], at, first), (packed[panel:], out_features - at, others)
+    left: torch.Tensor | PackedLowBit
+    right: torch.Tensor | PackedLowBit
+    if isinstance(weight, PackedLowBit):
+        left, right = weight.prefix(at), _without_panels(weight, panel)
+    else:
+        left, right = weight[:panel], weight[panel:]
+    return (left, at, first, int8), (right, out_features - at, others, int8)
+
+
+def _without_panels(weight: PackedLowBit, count: int) -> PackedLowBit:
+    zero, offset = (None if t is None else t[count:] for t in (weight.zero, weight.offset))
+    return replace(
+        weight,
+        out_features=weight.out_features - count * PANEL,
+        packed=weight.packed[count:],
+        scale=weight.scale[count:],
+        zero=zero,
+        offset=offset,
+    )
 
 
 def output_of(
@@ -109,7 +150,7 @@ def output_of(
     The others' gates are left out of ``in_proj``, where ``gate`` outputs of it are whole panels.
     """
     batch, length, _ = hidden.shape
-    if last is None or last > length or gate % in_proj[0].shape[2]:
+    if last is None or last > length or gate % PANEL:
         last = length
     return hidden.new_empty(batch, last, out_proj[1])
 

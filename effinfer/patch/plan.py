@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from effinfer.errors import UnsupportedModelError
+from effinfer.nn.lowbit import LowBitLinear
 from effinfer.patch.report import Fallback, Replaced, Skipped
 from effinfer.patch.rules import RULES, Rule, class_name, features
 
@@ -130,6 +131,8 @@ def make_plan(model: nn.Module, choice: Choice) -> Plan:
 def _stock_reason(module: nn.Module) -> str | None:
     """What to report about a module without a rule: None if it only holds others."""
     label = type(module).__name__
+    if isinstance(module, LowBitLinear) and module.order is not None:
+        return "permutes its input: a mixer around it goes through its modules"
     for part, reason in _STOCK_REASONS.items():
         if label.endswith(part):
             return reason

@@ -46,7 +46,8 @@ def is_conv1d(module: nn.Module) -> bool:
 def linear_weight(module: nn.Module) -> torch.Tensor:
     """The weight ``(N, K)`` of an ``nn.Linear`` or ``Conv1D``."""
     weight = cast(nn.Parameter, module.weight).detach()
-    return weight.t() if is_conv1d(module) else weight
+    transposed = is_conv1d(module) or "Conv1D" in (c.__name__ for c in type(module).__mro__)
+    return weight.t() if transposed else weight
 
 
 def check_model(model: nn.Module) -> None:
