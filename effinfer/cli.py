@@ -1,4 +1,4 @@
-"""The ``effinfer`` command: info, inspect, generate, demo, bench."""
+"""The ``effinfer`` command: info, inspect, generate, quantize, demo, bench."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,6 +27,11 @@ Tokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's choice).")]
 ModelDir = Annotated[
     Path, typer.Argument(help="A Hugging Face model folder, or a .gguf file, on this machine.")
+]
+
+
+BitsOption = Annotated[
+    str, typer.Option(help="8, 4, 3, 2, 1.58, 1, or a format: int8, ..., ternary_dense, binary.")
 ]
 
 
@@ -141,16 +147,87 @@ def demo(
     file: PromptFile = None,
     tokens: Tokens = 128,
     threads: Threads = None,
+    bits: Annotated[
+        str | None, typer.Option(help="Quantize our side: 8, 4, 3, 2, 1.58, 1.")
+    ] = None,
 ) -> None:
-    """Run the carried Mamba model as transformers ships it and patched, and compare the two."""
+    """Run the carried Mamba model as transformers ships it and patched, and compare the two.
+
+    Fails where tokens differ; with --bits they may, and how far they agree is shown.
+    """
     from transformers.utils import logging
 
     from effinfer.demo import DEFAULT_PROMPT, run_demo
 
+    parsed = None if bits is None else _parse_bits(bits)
+
     logging.set_verbosity_error()  # the stock side warns about each fast path it lacks
     logging.disable_progress_bar()
-    if not run_demo(_prompt_text(prompt, file, DEFAULT_PROMPT), tokens, threads):
+    same = run_demo(_prompt_text(prompt, file, DEFAULT_PROMPT), tokens, threads, parsed)
+    if not same and bits is None:
         raise typer.Exit(1)
+
+
+def _parse_bits(bits: str) -> float | str:
+    """A number of bits or a format's name."""
+    from effinfer.quant.config import format_of
+
+    try:
+        value: float | str = float(bits)
+    except ValueError:
+        value = bits
+    try:
+        format_of(value)
+    except ValueError as error:
+        _fail(f"--bits: {error}")
+    return int(value) if isinstance(value, float) and value == int(value) else value
+
+
+@app.command()
+def quantize(
+    model_dir: ModelDir,
+    out: Annotated[Path, typer.Argument(help="A folder to make.")],
+    bits: BitsOption = "4",
+    group_size: Annotated[int, typer.Option(help="Columns per scale; -1 for whole rows.")] = 128,
+    method: Annotated[str, typer.Option(help="rtn, gptq, quantease or gptq+cd.")] = "rtn",
+    calibration: Annotated[Path | None, typer.Option(help="A text file to calibrate on.")] = None,
+    activations: Annotated[str, typer.Option(help="int8 or f32.")] = "int8",
+    threads: Threads = None,
+) -> None:
+    """Quantize a model folder into another, which loads like it, and report each layer's error."""
+    import torch
+
+    import effinfer
+
+    if out.exists():
+        _fail(f"{out} exists already; give a folder to make")
+    try:
+        config = effinfer.QuantConfig(
+            bits=_parse_bits(bits), group_size=group_size, method=method, activations=activations
+        )
+    except ValueError as error:
+        _fail(str(error))
+    text = None if calibration is None else _prompt_text(None, calibration)
+    if config.needs_calibration and text is None:
+        _fail(f"--method {method} needs --calibration FILE")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, tokenizer = _load(model_dir)
+    try:
+        report = effinfer.quantize_(model, config, text, tokenizer=tokenizer)
+    except (ValueError, TypeError, effinfer.EffinferError) as error:
+        _fail(str(error))
+    print(report)
+    # Beside its final place and moved there whole: no half-written folder is ever called OUT.
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+            made = Path(beside) / out.name
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            made.rename(out)
+    except OSError as error:
+        _fail(f"cannot write {out}: {error}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

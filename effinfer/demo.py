@@ -16,6 +16,7 @@ from rich.table import Table
 import effinfer
 from effinfer.loading import load_model
 from effinfer.models import demo_path
+from effinfer.quant.config import Bits
 
 DEFAULT_PROMPT = """\
 The :mod:`json` module
@@ -135,8 +136,35 @@ def _rows(prompt_tokens: int, new_tokens: int, stock: Run, patched: Run) -> list
     return rows
 
 
-def run_demo(prompt: str, tokens: int, threads: int | None = None) -> bool:
-    """Generate ``tokens`` tokens stock and patched, print the comparison; True when they agree."""
+def _bits_name(bits: Bits) -> str:
+    """What the table calls a model of so many bits."""
+    return bits if isinstance(bits, str) else f"{bits:g} bits"
+
+
+def _size_row(before: int, after: int) -> tuple[str, ...]:
+    sizes = (f"{size / 2**20:.1f} MB" for size in (before, after))
+    return "weights", *sizes, f"{before / after:.1f}x"
+
+
+def _perplexity(model: Any, ids: torch.Tensor) -> float:
+    """Of every token of ``ids`` (1, L) after the first."""
+    with torch.inference_mode():
+        return float(model(ids, labels=ids, use_cache=False).loss.exp())
+
+
+def _agreement(stock: list[int], ours: list[int]) -> int:
+    """How many tokens are the same before the first that is not."""
+    return next((i for i, (a, b) in enumerate(zip(stock, ours, strict=True)) if a != b), len(stock))
+
+
+def run_demo(
+    prompt: str, tokens: int, threads: int | None = None, bits: Bits | None = None
+) -> bool:
+    """Generate ``tokens`` tokens stock and patched, print the comparison; True when they agree.
+
+    With ``bits``, our side is quantized to the nearest as well. What that costs is shown: tokens
+    until the first difference, and the perplexity of the prompt on both sides.
+    """
     console = Console()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -157,18 +185,37 @@ def run_demo(prompt: str, tokens: int, threads: int | None = None) -> bool:
             return _generate(model, ids, tokens, lambda: progress.advance(task))
 
         stock = generate("stock transformers")
+        quantized = None
+        if bits is not None:
+            surprise = [_perplexity(model, ids)]
+            quantized = effinfer.quantize_(model, effinfer.QuantConfig(bits=bits), progress=False)
         report = effinfer.patch(model)
         patched = generate("effinfer")
 
     console.print(tokenizer.decode(patched.tokens), style="dim", markup=False, highlight=False)
+    if quantized is not None:
+        console.print(str(quantized), highlight=False, markup=False)
     console.print(str(report), highlight=False, markup=False)
-    table = Table("", "transformers", "effinfer", "ratio", title="the same model, the same prompt")
+    ours = "effinfer" if bits is None else f"effinfer, {_bits_name(bits)}"
+    title = "the same model, the same prompt"
+    if bits is not None:
+        title = "the same prompt; the model as it is, and quantized"
+    table = Table("", "transformers", ours, "ratio", title=title)
     for row in _rows(ids.shape[1], tokens, stock, patched):
         table.add_row(*row)
+    if quantized is not None:
+        surprise.append(_perplexity(model, ids))
+        table.add_row(*_size_row(quantized.bytes_before, quantized.bytes_after))
+        table.add_row("perplexity of the prompt", *(f"{p:.2f}" for p in surprise), "")
     console.print(table)
     same = stock.tokens == patched.tokens
+    if bits is None:
+        verdict = "[green]tokens identical[/]" if same else "[red]tokens differ[/]"
+    else:
+        agreeing = _agreement(stock.tokens, patched.tokens)
+        verdict = f"the first {agreeing} of {tokens} tokens are the float model's"
     console.print(
-        "[green]tokens identical[/]" if same else "[red]tokens differ[/]",
+        verdict,
         f"({tokens} greedy tokens, {torch.get_num_threads()} threads, "
         f"{effinfer.backend_info()['isa']})",
         highlight=False,

@@ -16,8 +16,10 @@ def load_model(model_dir: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from effinfer.quant.config import register_with_transformers
     from effinfer.quant.loaders.load import is_quantized, load_quantized
 
+    register_with_transformers()  # for folders that effinfer saved
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if model_dir.suffix == ".gguf":
         model = load_quantized(model_dir)  # first, since it checks the file

@@ -99,3 +99,43 @@ def test_damaged_weights(model_dir, damage):
 def test_damaged_config(model_dir):
     (model_dir / "config.json").write_text("{not json")
     assert "cannot read" in failure("inspect", model_dir)
+
+
+def test_quantize_makes_a_folder_that_loads(model_dir, tmp_path):
+    text = tmp_path / "calibration.txt"
+    text.write_text("The :mod:`json` module reads and writes objects as text. " * 4)
+    out = tmp_path / "low" / "model"
+    options = ["--bits", "3", "--group-size", "32", "--method", "gptq", "--calibration", str(text)]
+    result = runner.invoke(app, ["quantize", str(model_dir), str(out), *options])
+    assert result.exit_code == 0, result.output
+    assert "output error" in result.output
+    assert [p.name for p in out.parent.iterdir()] == ["model"]
+    quantized = out / "model.safetensors"
+    assert quantized.stat().st_size < (model_dir / "model.safetensors").stat().st_size
+    arguments = ["generate", str(out), "--prompt", "The json module", "--tokens", "4"]
+    loaded = runner.invoke(app, arguments)
+    assert loaded.exit_code == 0, loaded.output
+    assert loaded.stdout.startswith("The json module")
+
+
+def test_quantize_errors(model_dir, tmp_path):
+    out = tmp_path / "out"
+    assert "exists already" in failure("quantize", model_dir, tmp_path)
+    assert "bits must be one of" in failure("quantize", model_dir, out, "--bits", "5")
+    assert "bits must be one of" in failure("quantize", model_dir, out, "--bits", "nan")
+    assert "method must be one of" in failure("quantize", model_dir, out, "--method", "awq")
+    assert "needs --calibration" in failure("quantize", model_dir, out, "--method", "gptq")
+    assert "got 17" in failure("quantize", model_dir, out, "--group-size", "17")
+    assert "config.json" in failure("quantize", tmp_path / "nowhere", out)
+    assert not out.exists()
+
+
+def test_demo_of_few_bits_says_how_far_tokens_agree(tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("The :mod:`os` module")
+    result = runner.invoke(app, ["demo", "--file", str(prompt), "--tokens", "6", "--bits", "2"])
+    assert result.exit_code == 0, result.output
+    for text in ("prefill", "perplexity of the prompt", "of 6 tokens are the float", "weights"):
+        assert text in " ".join(result.output.split())
+    assert "identical" not in result.output
+    assert "bits must be one of" in failure("demo", "--bits", "7")

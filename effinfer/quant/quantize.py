@@ -69,6 +69,8 @@ def quantize_(
     """
     check_model(model)
     before = model_bytes(model)
+    for layer in find_layers(model, config)[0]:
+        list(parents(model, layer.names))  # before the work: a model that is a linear is refused
     quantized, report = quantize_layers(
         model, config, calibration, tokenizer=tokenizer, progress=progress
     )

@@ -28,7 +28,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("activations", ["int8", "f32"])
-@pytest.mark.parametrize("family", ["mamba", "mamba2", "jamba", "falcon_h1"])
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "bamba", "falcon_h1"])
 def test_patch_quantizes_and_unpatch_restores(family: str, activations: str) -> None:
     config = QuantConfig(bits=8, group_size=32, activations=activations)
     model = tiny_model(family)
@@ -40,7 +40,7 @@ def test_patch_quantizes_and_unpatch_restores(family: str, activations: str) -> 
     assert "read at memory speed; float, as" in str(report)  # the output head
     assert report.bytes_after > report.bytes_before
     got = logits(model)
-    assert 0 < relative(got, stock) < 0.05
+    assert 0 < relative(got, stock) < 0.1
     assert list(model.state_dict()) == keys
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert torch.equal(logits(copy.deepcopy(model)), got)
@@ -70,8 +70,9 @@ def test_direct_calls_are_the_modules_to_the_bit(family: str, bits: int) -> None
         assert torch.equal(a, b)
 
 
-def test_quantized_then_patched_is_patched_and_quantized() -> None:
-    one, two = tiny_model("mamba"), tiny_model("mamba")
+@pytest.mark.parametrize("family", ["mamba", "jamba", "mamba2"])
+def test_quantized_then_patched_is_patched_and_quantized(family: str) -> None:
+    one, two = tiny_model(family), tiny_model(family)
     effinfer.quantize_(one, CONFIG, progress=False)
     effinfer.patch(one)
     effinfer.patch(two, quantize=CONFIG)
@@ -82,16 +83,17 @@ def test_quantized_then_patched_is_patched_and_quantized() -> None:
 
 
 def test_a_linear_that_permutes_its_input_goes_through_the_modules() -> None:
-    model = tiny_model("mamba")
-    effinfer.quantize_(model, CONFIG, progress=False)
+    model, plain = tiny_model("mamba"), tiny_model("mamba")
+    for m in (model, plain):
+        effinfer.quantize_(m, CONFIG, progress=False)
     mixer = mixer_of(model)
-    before = logits(model)
     mixer.in_proj.order = torch.arange(64)
+    effinfer.patch(plain)
     report = effinfer.patch(model)
     assert "permutes its input" in str(report)
     with torch.inference_mode():
         assert direct_calls(mixer, torch.zeros(1, 1, 64)) is None
-    assert relative(logits(model), before) < 1e-4
+    assert torch.equal(logits(model), logits(plain))
 
 
 def test_changed_weights_are_followed() -> None:
