@@ -1,12 +1,18 @@
 #include "ops/lowbit_linear/dot_avx2.h"
 #include "ops/lowbit_linear/generic.h"
 #include "ops/lowbit_linear/int8.h"
+#include "ops/lowbit_linear/lookup_avx2.h"
 #include "ops/lowbit_linear/quantize.h"
 
 namespace effinfer {
 
 void lowbit_quantize_avx2(const LowbitLinear& a, const LowbitRows& q, int64_t row, int64_t rows) {
   quantize_rows(a, q, row, rows);
+  if (q.tables == nullptr) return;
+  if (a.weight.format == LowbitFormat::binary)
+    make_tables<BinaryLookup>(q, row, rows);
+  else
+    make_tables<DenseLookup>(q, row, rows);
 }
 
 void lowbit_int8_avx2(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) {
@@ -22,9 +28,10 @@ void lowbit_int8_avx2(const LowbitLinear& a, const LowbitRows& q, const LinearTa
     case LowbitFormat::ternary:
       return int8_task<Ternary>(a, q, t);
     case LowbitFormat::ternary_dense:
-      return int8_task<TernaryDense>(a, q, t);
+      return q.tables != nullptr ? lookup_task<DenseLookup>(a, q, t)
+                                 : int8_task<TernaryDense>(a, q, t);
     case LowbitFormat::binary:
-      return int8_task<Binary>(a, q, t);
+      return q.tables != nullptr ? lookup_task<BinaryLookup>(a, q, t) : int8_task<Binary>(a, q, t);
   }
 }
 

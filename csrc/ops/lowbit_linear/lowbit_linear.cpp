@@ -58,7 +58,10 @@ int64_t place_rows(const LowbitLinear& a, LowbitRows& q) {
   const int64_t code_floats = a.io.rows * q.stride / 4;
   q.scale = a.io.scratch + code_floats;
   q.sums = reinterpret_cast<int32_t*>(q.scale + a.io.rows);
-  return round_up(code_floats + a.io.rows + a.io.rows * q.groups, kLine / 4);
+  const int64_t before = round_up(code_floats + a.io.rows + a.io.rows * q.groups, kLine / 4);
+  q.table_stride = lowbit::table_bytes(a);
+  q.tables = q.table_stride > 0 ? reinterpret_cast<uint8_t*>(a.io.scratch + before) : nullptr;
+  return before + a.io.rows * q.table_stride / 4;
 }
 
 void run_int8(const LowbitLinear& a, const LowbitKernels& kernels) {

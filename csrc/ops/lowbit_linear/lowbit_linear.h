@@ -109,11 +109,22 @@ struct LowbitRows {
   int32_t* sums;   // [rows, groups]: X
   int64_t stride;  // a multiple of 64 that holds whole units of every format
   int64_t groups;
+  uint8_t* tables;       // [rows, table_stride]: sums that kernels may look up; null where
+  int64_t table_stride;  // lowbit::table_bytes() is 0
 };
 
 namespace lowbit {
 constexpr int64_t kSideBySide = 4;  // panels that walk down k together where rows are few
 constexpr int64_t kBlock = 256;     // k of a panel decoded at a time
+
+// Bytes of tables for each row: for formats of under two bits and few rows, whose sums are sooner
+// looked up than decoded weights are multiplied.
+constexpr int64_t table_bytes(const LowbitLinear& a) {
+  const int64_t unit_k = layout(a.weight.format).unit_k, units = (a.io.k + unit_k - 1) / unit_k;
+  if (a.weight.format == LowbitFormat::binary && a.io.rows <= 4) return units * 256;
+  if (a.weight.format == LowbitFormat::ternary_dense && a.io.rows <= 8) return units * 512;
+  return 0;
+}
 }  // namespace lowbit
 
 // Quantizes so many rows of x, from `row` on.
