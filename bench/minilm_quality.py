@@ -133,7 +133,7 @@ def measure_speed(rounds: int = 15) -> dict[str, Any]:
                 start = time.perf_counter()
                 network(**batch)
                 taken[side].append((time.perf_counter() - start) * 1e3)
-        result[f"{count} sentences"] = {
+        result[f"batch of {count}"] = {
             "tokens": int(batch["attention_mask"].sum()),
             "ms": {side: statistics.median(times[2:]) for side, times in taken.items()},
         }
