@@ -23,7 +23,7 @@ SIZE, SAMPLES, SWEEPS = 4096, 8192, 25
 NOISE = 0.3
 
 
-def layer(size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+def layer(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight and the X^T X of its inputs."""
     torch.manual_seed(0)
     factors = torch.randn(size // 8, size) * (size // 8) ** -0.5
@@ -60,7 +60,7 @@ def compare(args: argparse.Namespace, *, format: str) -> None:
     if args.cases not in case:
         return
     set_threads(args.threads)
-    weight, hessian = layer()
+    weight, hessian = layer(SIZE)
     seconds, errors = {}, {}
     for name, quantize in quantizers().items():
         start = time.perf_counter()
