@@ -145,11 +145,17 @@ def check_loaded(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if not isinstance(layer, LowBitLinear):
             continue
-        # transformers marks what it loaded, and fills what it did not find with whatever is there.
+        with torch.device("meta"):
+            shapes = {
+                part: value.shape
+                for part, value in LowBitLinear.from_description(layer.describe()).named_buffers()
+            }
+        # transformers marks what it loaded, and fills what it did not find with whatever is there;
+        # some of its versions do not look at the shapes of what a quantizer loads.
         missing = [
             part
             for part, value in layer.named_buffers()
-            if not hasattr(value, "_is_hf_initialized")
+            if not hasattr(value, "_is_hf_initialized") or value.shape != shapes[part]
         ]
         if missing:
             raise UnsupportedModelError(
