@@ -62,7 +62,7 @@ def minilm_table(part: dict[str, Any]) -> str:
     def compared(activations: str) -> str:
         def show(row: dict[str, Any]) -> str:
             figures = row[activations]
-            return f"{figures['cosine']:.4f}, {figures['worst cosine']:.3f}; {figures['rank correlation']:.4f}"
+            return f"{figures['cosine']:.4f}, {figures['worst cosine']:.4f}; {figures['rank correlation']:.4f}"
 
         return f"{activations} activations:\n\n{table(header, by_bits(part['rows'], show))}"
 
