@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import is_grad_enabled, nn
+from torch.compiler import is_compiling
 
+from effinfer._native import native, wants_reference
 from effinfer.ops.lowbit_linear import (
     ACTIVATIONS,
     PackedLowBit,
@@ -25,6 +27,7 @@ from effinfer.ops.lowbit_weight import (
     groups,
 )
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PARTS = ("packed", "scale", "zero", "offset", "order")
 
 
@@ -198,7 +201,25 @@ class LowBitLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(..., K)`` to ``(..., N)``."""
         weight, bias = self.packed_weight(), self._buffers["bias"]
-        return lowbit_linear(x, weight, bias, activations=self.activations)
+        if (
+            is_compiling()
+            or type(x) is not torch.Tensor
+            or not x.is_contiguous()
+            or x.dtype not in _FLOATS
+            or weight.order is not None
+            or (bias is not None and bias.dtype is not torch.float32)
+            or is_grad_enabled()
+            or wants_reference()
+        ):
+            return lowbit_linear(x, weight, bias, activations=self.activations)
+        # What is left of the op where none of that is so; small layers feel the difference.
+        y = x.new_empty((*x.shape[:-1], weight.out_features))
+        native(x).lowbit_linear(
+            x, weight.packed, weight.scale, weight.zero, weight.offset, bias, None, None, None,
+            weight.format, weight.out_features, weight.in_features, weight.group_size,
+            self.activations == "int8", "none", 0, 0, y,
+        )  # fmt: skip
+        return y
 
     def extra_repr(self) -> str:
         return (

@@ -163,3 +163,21 @@ def test_bad_arguments() -> None:
     for name, value in {"in_features": -1, "group_size": None, "scale_dtype": "int8"}.items():
         with pytest.raises(ValueError, match=name):
             LowBitLinear.from_description({**good, name: value})
+
+
+def test_bad_inputs_are_the_ops_errors() -> None:
+    layer = make_layer()
+    for x in (torch.zeros(3, 95), torch.zeros(3, 96, dtype=torch.float64), torch.tensor(1.0)):
+        with pytest.raises((ValueError, TypeError), match="lowbit_linear"):
+            layer(x)
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="requires grad"):
+        layer(torch.zeros(3, 96, requires_grad=True))
+    assert layer(torch.zeros(0, 96)).shape == (0, 20)
+
+
+def test_views_and_hooks_give_the_same_bits() -> None:
+    layer = make_layer()
+    wide = torch.zeros(3, 5, 200)
+    wide[..., :96] = X
+    assert torch.equal(layer(wide[..., :96]), layer(X))
+    assert torch.equal(layer(X.transpose(0, 1)), layer(X).transpose(0, 1))
