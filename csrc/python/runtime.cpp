@@ -34,8 +34,9 @@ void use_pool(uintptr_t parallel_for, uintptr_t get_num_threads) {
 
 void cap_isa(const std::string& name) {
   if (!set_isa_cap(name.c_str()))
-    throw py::value_error("set_isa: unknown instruction set '" + name +
-                          "' (known: scalar, avx2, avx512, neon, dotprod, i8mm, or '' for no cap)");
+    throw py::value_error(
+        "set_isa: unknown instruction set '" + name +
+        "' (known: scalar, avx2, avx512, avx512vnni, neon, dotprod, i8mm, or '' for no cap)");
 }
 
 py::dict kernels() {
@@ -49,7 +50,7 @@ py::dict kernels() {
 void bind_runtime(Module& m) {
   if (const char* name = isa_env_error())
     throw py::value_error(std::string("EFFINFER_ISA: unknown instruction set '") + name +
-                          "' (known: scalar, avx2, avx512, neon, dotprod, i8mm)");
+                          "' (known: scalar, avx2, avx512, avx512vnni, neon, dotprod, i8mm)");
   m.attr("__version__") = EFFINFER_VERSION;
   m.def<&isa_name>("isa");
   m.def<&cap_isa>("set_isa");

@@ -174,7 +174,8 @@ TEST(LowbitLinearEmulated, Avx512VnniHasTheScalarKernelsBits) {
           std::vector<int8_t> codes(rows * stride);
           std::vector<float> scale(rows), scratch(lowbit_int8_scratch(rows) + 16);
           std::vector<int32_t> sums(rows * p.groups);
-          const LowbitRows q = {codes.data(), scale.data(), sums.data(), stride, p.groups};
+          const LowbitRows q = {
+              codes.data(), scale.data(), sums.data(), stride, p.groups, nullptr, 0};
           lowbit_quantize_scalar(a, q, 0, rows);
           lowbit_int8_emulated_avx2(a, q, {0, rows, 0, p.panels, 1, aligned(scratch)});
         });
