@@ -43,7 +43,6 @@ def output_error(weight: torch.Tensor, dequantized: torch.Tensor, hessian: torch
 def quantizers() -> dict[str, Callable[..., Any]]:
     from effinfer.quant.gptq import gptq
     from effinfer.quant.quantease import gptq_then_quantease, quantease
-
     from effinfer.quant.rtn import rtn
 
     return {
