@@ -90,6 +90,14 @@ __device__ inline uint16_t float_to_half(float x) {
 
 #endif
 
+__device__ inline int popcount(uint32_t word) {
+#if defined(EFFINFER_CUDA_SHIM)
+  return __builtin_popcount(word);
+#else
+  return __popc(word);
+#endif
+}
+
 // a b + c; rounded once on the GPU, twice on the shim, but always the same way in either.
 __device__ inline float fma(float a, float b, float c) {
 #if defined(EFFINFER_CUDA_SHIM)

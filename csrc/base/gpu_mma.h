@@ -3,6 +3,9 @@
 //   A, 16 x 16:  words (g, 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..), a pair along k
 //   B, 16 x 8:   words (2t.., g), (2t + 8.., g)
 //   C, 16 x 8:   (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+// and of mma.m16n8k256 on bits, C as above in int32:
+//   A, 16 x 256: words of 32 bits (g, 32t..), (g + 8, 32t..), (g, 32t + 128..), (g + 8, 32t +
+//   128..) B, 256 x 8:  words (32t.., g), (32t + 128.., g)
 #pragma once
 #include <cstring>
 #include <type_traits>
@@ -19,6 +22,9 @@ struct FragmentB {
 };
 struct FragmentC {
   float v[4];
+};
+struct IntegerFragmentC {
+  int32_t v[4];
 };
 
 #if defined(EFFINFER_CUDA_SHIM)
@@ -46,6 +52,24 @@ inline void mma(FragmentC& c, const FragmentA& a, const FragmentB& b, EFFINFER_S
       const auto* of_b = static_cast<const Given*>(shim::exchanged(4 * column + owner));
       c.v[i] +=
           element(of_a->a.word[i / 2 + k / 8 * 2], k % 2) * element(of_b->b.word[k / 8], k % 2);
+    }
+}
+
+// c += popcount(a & b) over 256 bits.
+inline void mma_and_popcount(IntegerFragmentC& c, const FragmentA& a, const FragmentB& b,
+                             EFFINFER_SHIM_SITE) {
+  struct Given {
+    FragmentA a;
+    FragmentB b;
+  } mine = {a, b};
+  shim::exchange(&mine, sizeof(mine), site);
+  const int g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; ++i)
+    for (int word = 0; word < 8; ++word) {
+      const int column = 2 * t + i % 2, owner = word % 4;
+      const auto* of_a = static_cast<const Given*>(shim::exchanged(4 * g + owner));
+      const auto* of_b = static_cast<const Given*>(shim::exchanged(4 * column + owner));
+      c.v[i] += popcount(of_a->a.word[i / 2 + word / 4 * 2] & of_b->b.word[word / 4]);
     }
 }
 
@@ -91,6 +115,16 @@ __device__ inline void mma(FragmentC& c, const FragmentA& a, const FragmentB& b)
         : "+f"(c.v[0]), "+f"(c.v[1]), "+f"(c.v[2]), "+f"(c.v[3])
         : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]),
           "r"(b.word[1]));
+}
+
+// XOR is emulated by two of these on sm_90, and AND itself by IMMA on sm_120.
+__device__ inline void mma_and_popcount(IntegerFragmentC& c, const FragmentA& a,
+                                        const FragmentB& b) {
+  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c.v[0]), "+r"(c.v[1]), "+r"(c.v[2]), "+r"(c.v[3])
+      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]),
+        "r"(b.word[1]));
 }
 
 template <bool kTransposed>

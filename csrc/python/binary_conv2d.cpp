@@ -82,10 +82,18 @@ void take_outputs(const char* op, BinaryConv2d& args, uint32_t type, py::handle 
   const Tensor y = want_dense(op, "y", y_, type, images);
   args.y = y.data;
   args.y_type = y.dtype();
-#if !defined(EFFINFER_CUDA_MODULE)
+}
+
+void run_with_scratch(BinaryConv2d& args, [[maybe_unused]] const Tensor& x,
+                      [[maybe_unused]] py::handle like) {
+#if defined(EFFINFER_CUDA_MODULE)
+  const DeviceScratch scratch(like, binary_conv2d_cuda_scratch(args));
+  args.scratch = scratch.data();
+#else
   args.slots = num_threads();
   args.scratch = workspace(binary_conv2d_scratch(args));
 #endif
+  RUN(binary_conv2d, args, x);
 }
 
 void run(py::handle x_, py::handle packed_, int64_t in_channels, int64_t out_channels,
@@ -103,7 +111,7 @@ void run(py::handle x_, py::handle packed_, int64_t in_channels, int64_t out_cha
   if (takes_two(args.epilogue))
     reject(kOp, "epilogue", "be one for a single matrix", "'" + epilogue + "'");
   take_outputs(kOp, args, args.x_is_bits ? uint32_t{kF32} : x.type, residual_, y_);
-  RUN(binary_conv2d, args, x);
+  run_with_scratch(args, x, x_);
 }
 
 void run_fixed(py::handle x_, py::handle threshold_, py::handle packed_, int64_t in_channels,
@@ -125,7 +133,7 @@ void run_fixed(py::handle x_, py::handle threshold_, py::handle packed_, int64_t
                          per_output("slope_shift", slope_shift_),
                          per_output("post_bias", post_bias_)};
   take_outputs(kOp, args, kI32, residual_, y_);
-  RUN(binary_conv2d, args, x);
+  run_with_scratch(args, x, x_);
 }
 
 void bind(Module& m) {

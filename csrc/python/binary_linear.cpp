@@ -54,7 +54,10 @@ void run(py::handle x_, py::handle packed_, int64_t in_features, int64_t out_fea
   args.x_type = x.tensor.dtype();
   args.y_type = y.tensor.dtype();
   args.mean_scale = mean_scale;
-#if !defined(EFFINFER_CUDA_MODULE)
+#if defined(EFFINFER_CUDA_MODULE)
+  const DeviceScratch scratch(x_, binary_linear_cuda_scratch(args));
+  args.scratch = scratch.data();
+#else
   args.slots = num_threads();
   args.scratch = workspace(binary_linear_scratch(args));
 #endif

@@ -80,6 +80,8 @@ void binary_conv2d_avx2(const FixedTask&);
 void binary_conv2d_avx512(const FixedTask&);
 void binary_conv2d_neon(const FixedTask&);
 
+// Floats of device memory that binary_conv2d_cuda() takes as scratch.
+int64_t binary_conv2d_cuda_scratch(const BinaryConv2d& args);
 int binary_conv2d_cuda(const BinaryConv2d&, void* stream);  // a cudaError_t
 
 }  // namespace effinfer

@@ -48,6 +48,8 @@ const Kernel<BinaryKernels>& binary_linear_kernel();
 size_t binary_linear_scratch(const BinaryLinear& args);  // bytes; reads the sizes and slots
 void binary_linear(const BinaryLinear& args);
 
+// Floats of device memory that binary_linear_cuda() takes as scratch.
+int64_t binary_linear_cuda_scratch(const BinaryLinear& args);
 int binary_linear_cuda(const BinaryLinear&, void* stream);  // a cudaError_t
 
 }  // namespace effinfer
