@@ -39,14 +39,17 @@ class Layer:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether ``module`` is transformers' ``Conv1D``: a linear layer of a transposed weight."""
-    kind = type(module)
+    return _is_conv1d_class(type(module))
+
+
+def _is_conv1d_class(kind: type) -> bool:  # by name: transformers need not be imported
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def linear_weight(module: nn.Module) -> torch.Tensor:
-    """The weight ``(N, K)`` of an ``nn.Linear`` or ``Conv1D``."""
+    """The weight ``(N, K)`` of an ``nn.Linear`` or ``Conv1D``, patched ones too."""
     weight = cast(nn.Parameter, module.weight).detach()
-    transposed = is_conv1d(module) or "Conv1D" in (c.__name__ for c in type(module).__mro__)
+    transposed = any(map(_is_conv1d_class, type(module).__mro__))
     return weight.t() if transposed else weight
 
 

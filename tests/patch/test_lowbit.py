@@ -148,3 +148,21 @@ def test_bad_arguments_leave_the_model() -> None:
     effinfer.quantize_(model, CONFIG, progress=False)
     with pytest.raises(effinfer.PatchConflictError, match="low-bit layers already"):
         effinfer.patch(model, quantize=CONFIG)
+
+
+def test_conv1d_of_transformers_too() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=97, n_embd=64, n_layer=1, n_head=4, n_positions=64)
+    model = GPT2LMHeadModel(config).eval()
+    stock = logits(model)
+    eight = QuantConfig(bits=8, group_size=32)
+    report = effinfer.patch(model, quantize=eight)
+    assert [r.module for r in report.replaced].count("Conv1D") == 4
+    assert 0 < relative(logits(model), stock) < 0.05
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight.mul_(2)
+    changed = logits(model)
+    effinfer.unpatch(model)
+    assert 0 < relative(changed, logits(model)) < 0.05
