@@ -14,6 +14,7 @@ constexpr int kDirectRows = 4;
 constexpr int kTileRows = 6;
 constexpr int kLargestX = 127;
 constexpr int64_t kQuadBytes = 64;
+constexpr int64_t kAhead = 1024;  // bytes of a panel: about where its next turn begins
 
 // vpmaddubsw adds two products, and i16 sums hold so many of its results.
 constexpr int flush_bound(int max_code) { return 32767 / (2 * max_code * kLargestX); }
@@ -33,7 +34,7 @@ EFFINFER_INLINE Int shift_right(Int x) {  // of bytes: what comes in from the le
 template <int max_code>
 struct DecodedCodes {
   static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes, kMaxCode = max_code;
-  static constexpr bool kSigned = false;
+  static constexpr bool kSigned = false, kFromMemory = false;
   template <class Use>
   static EFFINFER_INLINE void quads(const uint8_t* w, Use&& use) {
     EFFINFER_UNROLL
@@ -46,7 +47,7 @@ template <class F, int unit_k, int unit_bytes, int max_code, int step, int centr
 struct DirectCodes {
   static constexpr int kUnitK = unit_k, kUnitBytes = unit_bytes, kMaxCode = max_code;
   static constexpr int kStep = step, kCentre = centre, kDirectRows = effinfer::kDirectRows;
-  static constexpr bool kSigned = false, kDecodes = true;
+  static constexpr bool kSigned = false, kDecodes = true, kFromMemory = true;
   using Decoded = DecodedCodes<(max_code > 3 ? max_code : 3)>;
 
   static void decode(const uint8_t* w, int64_t units, uint8_t* out) {
@@ -173,6 +174,14 @@ EFFINFER_INLINE void accumulate(Int& sum, Int magnitude, Int w, Int x, Int ones)
       : "x"(magnitude), "x"(w), "x"(x), "x"(ones));
 }
 
+// Panels that take turns are streams that pause, which hardware prefetchers lose: one row on 4 bits
+// takes a fifth less with this.
+template <int64_t size>
+EFFINFER_INLINE void prefetch_ahead(const uint8_t* w) {
+  EFFINFER_UNROLL
+  for (int64_t line = 0; line < size; line += 64) __builtin_prefetch(w + kAhead + line);
+}
+
 // Unsigned codes: products of a quad fit i16 many times over.
 template <class F, int R>
 __attribute__((noinline)) void dot_unsigned(const uint8_t* w, const int8_t* x, int64_t x_stride,
@@ -186,6 +195,7 @@ __attribute__((noinline)) void dot_unsigned(const uint8_t* w, const int8_t* x, i
     EFFINFER_UNROLL
     for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = _mm256_setzero_si256();
     for (; run > 0; --run, w += F::kUnitBytes, x += F::kUnitK) {
+      if constexpr (F::kFromMemory) prefetch_ahead<F::kUnitBytes>(w);
       F::quads(w, [&](int q, Int a, Int b) __attribute__((always_inline)) {
         EFFINFER_UNROLL
         for (int r = 0; r < R; ++r) {
@@ -215,6 +225,7 @@ __attribute__((noinline)) void dot_signed(const uint8_t* w, const int8_t* x, int
     sum[r][1] = load_bytes(sums + r * 16 + 8);
   }
   for (; units > 0; --units, w += 64, x += 4) {
+    if constexpr (R <= kDirectRows) prefetch_ahead<64>(w);
     const Int a = load_bytes(w), b = load_bytes(w + 32);
     const Int abs_a = _mm256_abs_epi8(a), abs_b = _mm256_abs_epi8(b);
     EFFINFER_UNROLL
