@@ -52,6 +52,7 @@ enum class Codes { eight, eight_with_zero, four, three, two, one };
 
 template <Codes kCodes, bool kOffset, bool kFolded>
 struct Decoder {
+  using Coefficients = Affine;
   static constexpr int unit_k = kCodes == Codes::four                            ? 8
                                 : kCodes == Codes::two                           ? 16
                                 : kCodes == Codes::three || kCodes == Codes::one ? 32
@@ -77,19 +78,29 @@ struct Decoder {
     return a;
   }
 
-  // The weights of the q-th four k of a unit, for its outputs from `v` vectors on.
-  EFFINFER_INLINE static void four(const uint8_t* unit, int q, int v, const Affine& a, Vec* out) {
+  EFFINFER_INLINE static IVec three_bits(const uint8_t* words, int q) {
+    const IVec low = load_words(words + q / 4 * 64) >> 2 * (q % 4) & splat_i(0x03030303);
+    return low | (load_words(words + 128) >> q & splat_i(0x01010101)) << 2;
+  }
+
+  // The q-th four k of a unit, for its outputs from `v` vectors on: what weight() takes apart.
+  EFFINFER_INLINE static IVec bits(const uint8_t* unit, int q, int v, const Affine& a) {
+    if constexpr (kCodes == Codes::one)
+      return load_u8(unit + q / 2 * kPanel + v * kLanes) << (28 - q % 2 * 4);
+    return codes_of(unit + v * kLanes * 4, q, a.zeros);
+  }
+
+  // The weights of the i-th of four k.
+  template <int i>
+  EFFINFER_INLINE static Vec weight(IVec bits, const Affine& a) {
     if constexpr (kCodes == Codes::one) {
-      const IVec bits = load_u8(unit + q / 2 * kPanel + v * kLanes) << (28 - q % 2 * 4);
-      EFFINFER_UNROLL
-      for (int i = 0; i < 4; ++i)
-        out[i] = select_negative(from_bits(bits << (3 - i)), a.scale, a.offset);
+      return select_negative(from_bits(bits << (3 - i)), a.scale, a.offset);
     } else {
-      const IVec values = codes_of(unit + v * kLanes * 4, q, a.zeros);
-      out[0] = weight<0>(values, a);
-      out[1] = weight<1>(values, a);
-      out[2] = weight<2>(values, a);
-      out[3] = weight<3>(values, a);
+      Vec x = to_float(top_byte<i>(bits));
+      if (kCodes == Codes::eight_with_zero) x -= a.wide_zero;
+      if (!kFolded) x *= splat(1 / kTopByte);
+      x *= a.scale;
+      return kOffset ? rounded(x) + a.offset : x;
     }
   }
 
@@ -100,21 +111,60 @@ struct Decoder {
       return subtract_bytes(load_words(words) >> 4 * q & splat_i(0x0f0f0f0f), zeros);
     if constexpr (kCodes == Codes::two)
       return subtract_bytes(load_words(words) >> 2 * q & splat_i(0x03030303), zeros);
-    if constexpr (kCodes == Codes::three) {
-      const IVec low = load_words(words + q / 4 * 64) >> 2 * (q % 4) & splat_i(0x03030303);
-      const IVec high = load_words(words + 128) >> q & splat_i(0x01010101);
-      return subtract_bytes(low | high << 2, zeros);
-    }
+    if constexpr (kCodes == Codes::three) return subtract_bytes(three_bits(words, q), zeros);
     return load_words(words);
+  }
+};
+
+// Fewer steps still for codes of up to four bits with 16-bit scales: code i stays in byte i of its
+// lane, converts to c * 2^8i, and fma(c * 2^8i, scale * 2^-8i, -zero * scale) is w. For scale has
+// at most 11 significant bits and value - zero at most 5, so that -zero * scale and w are exact,
+// and what is exact rounds to itself, wherever scale is as `fuses` wants it.
+struct Fused {
+  Vec scale[4];  // times 2^-8i
+  Vec base;      // -zero * scale
+  Vec offset;
+};
+
+constexpr float kMostFused = 6.646139978924579e35f;  // 2^119: 15 times as much is finite
+
+// Where every step is exact: finite scales, bf16's not too near the ends.
+EFFINFER_INLINE IVec fuses(Vec scale) {
+  const Vec size = abs(scale);
+  return (~(size < splat(kLeastFolded)) & (size < splat(kMostFused))) | (scale == Vec{});
+}
+
+template <Codes kCodes, bool kOffset>
+struct FusedDecoder {
+  using Coefficients = Fused;
+  using Plain = Decoder<kCodes, kOffset, true>;
+  static constexpr int unit_k = Plain::unit_k, unit_bytes = Plain::unit_bytes;
+
+  EFFINFER_INLINE static Fused affine(const LowbitWeight& w, int64_t at) {
+    Fused f = {};
+    const Vec scale = load_as(w.scale, w.scale_type, at);
+    f.scale[0] = scale;
+    f.scale[1] = scale * splat(0x1p-8f);
+    f.scale[2] = scale * splat(0x1p-16f);
+    f.scale[3] = scale * splat(0x1p-24f);
+    const int centre = lowbit::layout(w.format).centre;
+    f.base = -to_float(w.zero != nullptr ? load_u8(w.zero + at) : splat_i(centre)) * scale;
+    if (kOffset) f.offset = load_as(w.offset, w.scale_type, at);
+    return f;
+  }
+
+  EFFINFER_INLINE static IVec bits(const uint8_t* unit, int q, int v, const Fused&) {
+    const uint8_t* const words = unit + v * kLanes * 4;
+    if constexpr (kCodes == Codes::four) return load_words(words) >> 4 * q;
+    if constexpr (kCodes == Codes::two) return load_words(words) >> 2 * q;
+    return Plain::three_bits(words, q);
   }
 
   template <int i>
-  EFFINFER_INLINE static Vec weight(IVec values, const Affine& a) {
-    Vec x = to_float(top_byte<i>(values));
-    if (kCodes == Codes::eight_with_zero) x -= a.wide_zero;
-    if (!kFolded) x *= splat(1 / kTopByte);
-    x *= a.scale;
-    return kOffset ? rounded(x) + a.offset : x;
+  EFFINFER_INLINE static Vec weight(IVec bits, const Fused& f) {
+    constexpr int kMask = kCodes == Codes::four ? 15 : kCodes == Codes::two ? 3 : 7;
+    const Vec x = fma(to_float(bits & splat_i(kMask << 8 * i)), f.scale[i], f.base);
+    return kOffset ? x + f.offset : x;
   }
 };
 
@@ -131,8 +181,9 @@ EFFINFER_INLINE void each_group(const PackedBlock& b, F&& f) {
   const LowbitWeight& w = *b.weight;
   const uint8_t* const packed = w.packed + b.panel * w.panel_stride;
   const int64_t end = b.begin + b.terms;
-  for (int64_t k = b.begin; k < end;) {
-    const int64_t group = k / w.group, next = (group + 1) * w.group, stop = next < end ? next : end;
+  int64_t group = b.begin / w.group, next = (group + 1) * w.group;
+  for (int64_t k = b.begin; k < end; ++group, next += w.group) {
+    const int64_t stop = next < end ? next : end;
     f(packed + k / D::unit_k * D::unit_bytes, k, stop, group);
     k = stop;
   }
@@ -154,10 +205,12 @@ __attribute__((noinline)) void decode(const PackedBlock& b, float* out) {
       for (int q = 0; q < D::unit_k / 4; ++q) {
         EFFINFER_UNROLL
         for (int v = 0; v < kVecsOfPanel; ++v) {
-          Vec weight[4];
-          D::four(unit, q, v, affine[v], weight);
-          EFFINFER_UNROLL
-          for (int i = 0; i < 4; ++i) store(out + (4 * q + i) * kPanel + v * kLanes, weight[i]);
+          const IVec bits = D::bits(unit, q, v, affine[v]);
+          float* const at = out + 4 * q * kPanel + v * kLanes;
+          store(at, D::template weight<0>(bits, affine[v]));
+          store(at + kPanel, D::template weight<1>(bits, affine[v]));
+          store(at + 2 * kPanel, D::template weight<2>(bits, affine[v]));
+          store(at + 3 * kPanel, D::template weight<3>(bits, affine[v]));
         }
       }
     }

@@ -11,56 +11,59 @@ namespace {
 
 constexpr int64_t kStreamed = 2;  // panels side by side in registers
 
-// Whether `scale * 2^-24` is exact, for these panels' scales.
-bool folds(const LowbitWeight& w, int64_t panel, int64_t panels, int64_t k) {
-  if (w.scale_type == DType::f16) return true;
-  const Vec least_scale = splat(kLeastFolded);
-  IVec folded = splat_i(-1);
+// How a row's weights may be computed in registers.
+enum class Exact { not_folded, folded, fused };
+
+Exact exactness(const LowbitWeight& w, int64_t panel, int64_t panels, int64_t k) {
+  IVec fused = splat_i(-1), folded = fused;
   const int64_t count = (k + w.group - 1) / w.group * kPanel;
   for (int64_t p = panel; p < panel + panels; ++p) {
     for (int64_t i = 0; i < count; i += kLanes) {
       const Vec scale = load_as(w.scale, w.scale_type, p * w.scale_stride + i);
-      folded &= ~(abs(scale) < least_scale) | (scale == Vec{});
+      fused &= fuses(scale);
+      folded &= ~(abs(scale) < splat(kLeastFolded)) | (scale == Vec{});
     }
   }
-  return all(folded);
+  if (w.scale_type != DType::f32 && all(fused)) return Exact::fused;
+  return all(folded) ? Exact::folded : Exact::not_folded;
 }
 
 // How a weight's panels are decoded: to [terms, 16] floats, or kStreamed of them times one row.
 struct Decode {
   void (*block)(const PackedBlock&, float* out);
   void (*stream)(const PackedBlock&, const float* x, float* sums);  // or null
-  int64_t unit_k, unit_bytes;
 };
 
 template <Codes kCodes, bool kOffset>
-Decode decode_as(bool folded) {
-  using Folded = Decoder<kCodes, kOffset, true>;
-  using Exact = Decoder<kCodes, kOffset, false>;
-  return {decode<Exact>, folded ? stream<Folded, kStreamed> : nullptr, Exact::unit_k,
-          Exact::unit_bytes};
+Decode decode_as(Exact how) {
+  using Plain = Decoder<kCodes, kOffset, false>;
+  Decode d = {decode<Plain>, nullptr};
+  if (how != Exact::not_folded) d.stream = stream<Decoder<kCodes, kOffset, true>, kStreamed>;
+  if constexpr (kCodes == Codes::four || kCodes == Codes::three || kCodes == Codes::two) {
+    if (how == Exact::fused) d.stream = stream<FusedDecoder<kCodes, kOffset>, kStreamed>;
+  }
+  return d;
 }
 
 template <bool kOffset>
-Decode decode_of(const LowbitWeight& w, bool folded) {
+Decode decode_of(const LowbitWeight& w, Exact how) {
   switch (w.format) {
     case LowbitFormat::int8:
-      return w.zero != nullptr ? decode_as<Codes::eight_with_zero, kOffset>(folded)
-                               : decode_as<Codes::eight, kOffset>(folded);
+      return w.zero != nullptr ? decode_as<Codes::eight_with_zero, kOffset>(how)
+                               : decode_as<Codes::eight, kOffset>(how);
     case LowbitFormat::int4:
-      return decode_as<Codes::four, kOffset>(folded);
+      return decode_as<Codes::four, kOffset>(how);
     case LowbitFormat::int3:
-      return decode_as<Codes::three, kOffset>(folded);
+      return decode_as<Codes::three, kOffset>(how);
     case LowbitFormat::int2:
     case LowbitFormat::ternary:
-      return decode_as<Codes::two, kOffset>(folded);
+      return decode_as<Codes::two, kOffset>(how);
     case LowbitFormat::binary:
-      return decode_as<Codes::one, kOffset>(folded);
+      return decode_as<Codes::one, kOffset>(how);
     case LowbitFormat::ternary_dense:
       break;
   }
-  constexpr lowbit::Layout kUnit = lowbit::layout(LowbitFormat::ternary_dense);
-  return {decode_dense<kOffset>, nullptr, kUnit.unit_k, kUnit.unit_bytes};
+  return {decode_dense<kOffset>, nullptr};
 }
 
 // after = before + sums, for one row of adjacent panels
@@ -132,9 +135,10 @@ void walk_down(const LowbitLinear& a, const LinearTask& t, const Decode& d, cons
 }
 
 void float_task(const LowbitLinear& a, const LinearTask& t) {
-  const bool folded = t.rows == 1 && folds(a.weight, t.panel, t.panels, a.io.k);
-  const Decode d = a.weight.offset != nullptr ? decode_of<true>(a.weight, folded)
-                                              : decode_of<false>(a.weight, folded);
+  const Exact how =
+      t.rows == 1 ? exactness(a.weight, t.panel, t.panels, a.io.k) : Exact::not_folded;
+  const Decode d =
+      a.weight.offset != nullptr ? decode_of<true>(a.weight, how) : decode_of<false>(a.weight, how);
   const int64_t group = t.rows <= kTileHeight      ? kMaxGroup
                         : takes_two(a.io.epilogue) ? 2
                                                    : kTilePanels;

@@ -10,6 +10,9 @@ namespace {
 // Of packed weights, ahead of what is read. Far enough for the latency of memory.
 constexpr int64_t kBytesAhead = 1024;
 
+// gcc 12 else loads codes again for each of their four uses.
+EFFINFER_INLINE IVec in_register(IVec x) { return bits_of(rounded(from_bits(x))); }
+
 // sums [P, 16] = the block's weights times x
 template <class D, int P>
 __attribute__((noinline)) void stream(const PackedBlock& b, const float* x, float* sums) {
@@ -23,7 +26,7 @@ __attribute__((noinline)) void stream(const PackedBlock& b, const float* x, floa
   }
   each_group<D>(b, [&](const uint8_t* unit, int64_t k, int64_t end,
                        int64_t group) __attribute__((always_inline)) {
-    Affine affine[P][kVecsOfPanel];
+    typename D::Coefficients affine[P][kVecsOfPanel];
     EFFINFER_UNROLL
     for (int p = 0; p < P; ++p) {
       EFFINFER_UNROLL
@@ -35,14 +38,24 @@ __attribute__((noinline)) void stream(const PackedBlock& b, const float* x, floa
     const auto step = [&](int q, int64_t terms) __attribute__((always_inline)) {
       EFFINFER_UNROLL
       for (int p = 0; p < P; ++p) {
+        // Read anew each time: registers are for the sums, which gcc 12 spills in their favour.
+        const auto* c = affine[p];
+        asm("" : "+r"(c) : : "memory");
+        IVec bits[kVecsOfPanel];
         EFFINFER_UNROLL
-        for (int v = 0; v < kVecsOfPanel; ++v) {
-          Vec weight[4];
-          D::four(unit + p * panel_stride, q, v, affine[p][v], weight);
+        for (int v = 0; v < kVecsOfPanel; ++v)
+          bits[v] = in_register(D::bits(unit + p * panel_stride, q, v, c[v]));
+        const auto term = [&]<int i>() __attribute__((always_inline)) {
+          if (i >= terms) return;
+          const Element x_i = element(at[i]);
           EFFINFER_UNROLL
-          for (int i = 0; i < 4; ++i)
-            if (i < terms) accumulate(sum[p][v], element(at[i]), weight[i]);
-        }
+          for (int v = 0; v < kVecsOfPanel; ++v)
+            accumulate(sum[p][v], x_i, D::template weight<i>(bits[v], c[v]));
+        };
+        term.template operator()<0>();
+        term.template operator()<1>();
+        term.template operator()<2>();
+        term.template operator()<3>();
       }
       at += 4;
     };
