@@ -221,6 +221,10 @@ def _reference(
     epilogue: str, low: int, high: int,
 ) -> torch.Tensor:  # fmt: skip
     _check(x, format, activations, epilogue)
+    if multiplier is not None and activations != "int8":
+        raise ValueError(
+            f"lowbit_linear: activations must be int8 with requantize, got {activations}"
+        )
     wide = torch.promote_types(torch.float32 if x.dtype is torch.int8 else x.dtype, torch.float32)
     count = 2 if epilogue.endswith("_mul") else 1
     weights = _unpack(
