@@ -47,6 +47,7 @@ HOT = (
     Hot("linear", r"tile<6, 1, 4, effinfer::bf16>", "6 rows x 16 outputs, bf16 weights, 4 terms"),
     Hot("linear", r"tile<1, 4, 0, float>", "1 row x 64 outputs, f32, 4 terms"),
     Hot("linear", r"tile<1, 4, 0, effinfer::bf16>", "1 row x 64 outputs, bf16 weights, 4 terms"),
+    Hot("binary_linear", r"binary_count_neon|count_tile<4, 2>", "4 rows x 64 outputs, cnt, 8 k"),
     *(
         Hot("lowbit_linear", rf"dot_row<.*LowbitFormat\){code}>", f"1 row, {what}", file, cores)
         for file, product, cores in (
@@ -73,7 +74,13 @@ BRANCH = re.compile(r"^(b|b\.\w+|bc\.\w+|cbz|cbnz|tbz|tbnz)$")
 TARGET = re.compile(r"0x([0-9a-f]+) <")
 FUSED = re.compile(r"^f(mla|mls|madd|msub|nmadd|nmsub)$")
 PLAIN = re.compile(r"^f(add|sub|mul|nmul|div|sqrt)$")
-PRODUCTS = {"smmla": 64, "sdot": 32, **dict.fromkeys(("smull", "smull2", "smlal", "smlal2"), 16)}
+# cnt: after eor, 128 products of signs and their sums.
+PRODUCTS = {
+    "cnt": 256,
+    "smmla": 64,
+    "sdot": 32,
+    **dict.fromkeys(("smull", "smull2", "smlal", "smlal2"), 16),
+}
 LANES = re.compile(r"^v\d+\.(\d+)[hsd]")
 
 
