@@ -15,8 +15,9 @@ from effinfer.errors import (
     PatchConflictError,
     UnsupportedModelError,
 )
+from effinfer.nn.size import model_bytes
 from effinfer.patch.linear import lay_end_to_end
-from effinfer.patch.plan import Choice, Filter, check_model, make_plan, model_bytes
+from effinfer.patch.plan import Choice, Filter, check_model, make_plan
 from effinfer.patch.quantize import (
     choose_low_bit,
     low_bit_bytes,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 
 from effinfer.errors import UnsupportedModelError
@@ -156,11 +155,3 @@ def check_model(model: nn.Module, *, dry_run: bool = False) -> None:
             "patch: the model is in training mode and effinfer is for inference: call model.eval(), "
             "and run it under torch.inference_mode()"
         )
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared storage counted once."""
-    tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
-    # Meta tensors have no address; they are told apart by themselves.
-    sizes = {t.untyped_storage().data_ptr() or id(t): t.untyped_storage().nbytes() for t in tensors}
-    return sum(sizes.values())

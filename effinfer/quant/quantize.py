@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from effinfer.nn.lowbit import LowBitLinear
+from effinfer.nn.size import model_bytes
 from effinfer.ops.lowbit_weight import LowBitWeight
 from effinfer.quant.calibrate import InputStatistics, as_batches, collect, in_groups
 from effinfer.quant.config import QuantConfig
@@ -204,14 +205,6 @@ def _quantize_one(
         "weight" if hessian is None else "output",
         before,
         after,
-    )
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared storage counted once."""
-    tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
-    return sum(
-        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
     )
 
 
