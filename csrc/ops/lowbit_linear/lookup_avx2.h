@@ -196,9 +196,8 @@ __attribute__((noinline)) void look_up(const LookupBlock& b, DenseLookup) {
     EFFINFER_UNROLL
     for (int step = 0; step < L::kUnitSteps; ++step) {
       const int bit = step / 2 % 2 * 4 + step % 2;
-      const Int bits =
-          _mm256_setr_epi64x((1ll << bit) * 0x0101010101010101, (1ll << bit) * 0x0101010101010101,
-                             (4ll << bit) * 0x0101010101010101, (4ll << bit) * 0x0101010101010101);
+      const Int bits = _mm256_set_m128i(_mm_set1_epi8(static_cast<char>(4 << bit)),
+                                        _mm_set1_epi8(static_cast<char>(1 << bit)));
       EFFINFER_UNROLL
       for (int p = 0; p < P; ++p) {
         const Int at =
