@@ -17,6 +17,8 @@ using namespace linear_layout;
 using lowbit::kBlock;
 using lowbit::kSideBySide;
 
+constexpr int64_t kCacheLine = 64;
+
 // dot for a run-time number of rows up to R: of a group's first block, when `sums` hold nothing
 // yet, or up to its end, when they are used.
 template <class F, int R, int kStep>
@@ -33,7 +35,16 @@ EFFINFER_INLINE void dot_rows(int64_t rows, const uint8_t* w, const int8_t* x, i
   if (end != nullptr) end_rows<R, kStep>(*end, sums);
 }
 
-// All rows times one block of one panel. The end's rows move on from tile to tile.
+// Rows of x are pages apart, where no hardware prefetcher follows: without this a tile waits for L2
+// as it begins each of its rows, and 512 rows on 4 bits take a tenth longer.
+EFFINFER_INLINE void prefetch_rows(const int8_t* x, int64_t x_stride, int64_t rows, int64_t k) {
+  for (int64_t r = 0; r < rows; ++r, x += x_stride) {
+    for (int64_t i = 0; i < k; i += kCacheLine) __builtin_prefetch(x + i);
+  }
+}
+
+// All rows times one block of one panel. The end's rows move on from tile to tile; sums that end
+// where they began are read no more, so that all tiles use the same.
 template <class F>
 void multiply_block(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t k, int64_t rows,
                     uint8_t* decoded, int32_t* sums, bool first, GroupEnd* end) {
@@ -51,10 +62,11 @@ void multiply_block(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t
   // Tiles of nearly equal height.
   for (int64_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
     const int64_t height = rows / tiles;
+    if (tiles > 1) prefetch_rows(x + height * x_stride, x_stride, height, k);
     dot_rows<D, kTileRows, F::kStep>(height, w, x, x_stride, d_units, sums, first, end);
     rows -= height;
     x += height * x_stride;
-    sums += height * kPanel;
+    if (!first || end == nullptr) sums += height * kPanel;
     if (end != nullptr) {
       end->x_sums += height * end->x_groups;
       end->totals += height * kPanel;
