@@ -56,13 +56,23 @@ struct BinaryLookup {
   static constexpr int first(int step, int half) { return step / 2 * 16 + half * 8 + step % 2 * 4; }
 };
 
-// Three values of -1, 0, 1 as a magnitude of 0 to 13 in a nibble and a sign: 48 k a unit.
+// Three values of -1, 0, 1 as a magnitude of 0 to 13 in a nibble and a sign: 48 k a unit. Its sums
+// are in two digits of base 31, so small that a unit's add up in bytes before they are widened.
 struct DenseLookup {
   static constexpr int kUnitK = 48, kUnitBytes = 160, kUnitSteps = 8;
   static constexpr int64_t kTableBytes = kUnitSteps * kStepBytes;
   static constexpr int kStep = 1, kCentre = 0;
   static constexpr int kWidth = 3;
   static constexpr int kLive = 2;
+  static constexpr int kBase = 31;  // odd: the digits and their negatives are the same
+
+  // T = low + 31 high with |low| <= 15, the bytes of 16-bit lanes.
+  EFFINFER_INLINE static Int digits(Int t) {
+    const Int high = _mm256_mulhrs_epi16(t, _mm256_set1_epi16((1 << 15) / kBase));  // rounds
+    const Int low = _mm256_sub_epi16(t, _mm256_mullo_epi16(high, _mm256_set1_epi16(kBase)));
+    return _mm256_or_si256(_mm256_slli_epi16(high, 8),
+                           _mm256_and_si256(low, _mm256_set1_epi16(255)));
+  }
 
   EFFINFER_INLINE static Int table(const int8_t* x) {
     // The digits of 0 to 13 in balanced base 3; 14 and 15 are no magnitudes.
@@ -71,19 +81,23 @@ struct DenseLookup {
     const Int c = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
     const Int ab = _mm256_add_epi16(_mm256_sign_epi16(_mm256_set1_epi16(x[0]), a),
                                     _mm256_sign_epi16(_mm256_set1_epi16(x[1]), b));
-    return _mm256_add_epi16(ab, _mm256_sign_epi16(_mm256_set1_epi16(x[2]), c));
+    return digits(_mm256_add_epi16(ab, _mm256_sign_epi16(_mm256_set1_epi16(x[2]), c)));
   }
   static constexpr int first(int step, int half) {
     return 3 * (step / 2 * 4 + half * 2 + step % 2);
   }
 };
 
-// Steps of a block: its sums, of both halves together, fit 16 bits. A sum of T with negative ones
-// as ~T = -T - 1 is off by one for each.
+// Steps of a block: its sums, of both halves together, fit 16 bits.
 template <class L>
 constexpr int kBlockSteps = static_cast<int>(lowbit::kBlock) / L::kUnitK * L::kUnitSteps;
 static_assert(2 * kBlockSteps<BinaryLookup> * BinaryLookup::kWidth * kLargestX <= 32767);
-static_assert(2 * kBlockSteps<DenseLookup> * (DenseLookup::kWidth * kLargestX + 1) <= 32767);
+static_assert(2 * kBlockSteps<DenseLookup> * DenseLookup::kWidth * kLargestX <= 32767);
+// A unit's digits fit bytes.
+static_assert(DenseLookup::kUnitSteps * (DenseLookup::kBase / 2) <= 127);
+static_assert(DenseLookup::kUnitSteps *
+                  (DenseLookup::kWidth * kLargestX / DenseLookup::kBase + 1) <=
+              127);
 
 // sum += pairs of bytes, in place: gcc 12 else gathers a unit's addends in memory to add them as a
 // tree.
@@ -167,6 +181,12 @@ __attribute__((noinline)) void look_up(const LookupBlock& b, BinaryLookup) {
   }
 }
 
+// sum += bytes, in place as above.
+EFFINFER_INLINE void accumulate_8(Int& sum, Int part) {
+  sum = _mm256_add_epi8(sum, part);
+  asm("" : "+x"(sum));
+}
+
 template <int R, int P>
 __attribute__((noinline)) void look_up(const LookupBlock& b, DenseLookup) {
   using L = DenseLookup;
@@ -176,58 +196,64 @@ __attribute__((noinline)) void look_up(const LookupBlock& b, DenseLookup) {
   // Signs of triples 0 to 7 of 16 outputs, then of 8 to 15, from words.
   const Int split = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
-  Int first[R][P], second[R][P], negative[P];
+  const Int place_values = _mm256_set1_epi16(L::kBase << 8 | 1), one = bytes(1);
+  Int first[R][P], second[R][P];  // outputs 0 to 7, 8 to 15
   EFFINFER_UNROLL
   for (int p = 0; p < P; ++p) {
-    negative[p] = _mm256_setzero_si256();
     EFFINFER_UNROLL
     for (int r = 0; r < R; ++r) first[r][p] = second[r][p] = _mm256_setzero_si256();
   }
   for (int64_t units = b.units; units > 0; --units, packed += L::kUnitBytes) {
-    Int signs[P];
+    Int signs[P][2], low[R][P], high[R][P];
     EFFINFER_UNROLL
     for (int p = 0; p < P; ++p) {
       const uint8_t* const unit = packed + p * panel_stride;
       __builtin_prefetch(unit + kLookupAhead);
       __builtin_prefetch(unit + kLookupAhead + 64);
       __builtin_prefetch(unit + kLookupAhead + 128);
-      signs[p] = _mm256_shuffle_epi8(load_bytes(unit + 128), split);
+      const Int both = _mm256_shuffle_epi8(load_bytes(unit + 128), split);
+      signs[p][0] = _mm256_permute4x64_epi64(both, 0x88);
+      signs[p][1] = _mm256_permute4x64_epi64(both, 0xdd);
+      EFFINFER_UNROLL
+      for (int r = 0; r < R; ++r) low[r][p] = high[r][p] = _mm256_setzero_si256();
     }
     EFFINFER_UNROLL
     for (int step = 0; step < L::kUnitSteps; ++step) {
-      const int bit = step / 2 % 2 * 4 + step % 2;
-      const Int bits = _mm256_set_m128i(_mm_set1_epi8(static_cast<char>(4 << bit)),
-                                        _mm_set1_epi8(static_cast<char>(1 << bit)));
+      const int bit = step / 2 % 2 * 4 + step % 2;  // in the lower half; two more in the upper
+      const Int to_top =
+          _mm256_setr_epi32(7 - bit, 7 - bit, 7 - bit, 7 - bit, 5 - bit, 5 - bit, 5 - bit, 5 - bit);
       EFFINFER_UNROLL
       for (int p = 0; p < P; ++p) {
         const Int at =
             nibbles(load_bytes(packed + p * panel_stride + step / 2 * 32), step % 2 != 0);
-        const Int sign = step < 4 ? _mm256_permute4x64_epi64(signs[p], 0x88)
-                                  : _mm256_permute4x64_epi64(signs[p], 0xdd);
-        const Int minus = _mm256_cmpeq_epi8(_mm256_and_si256(sign, bits), bits);
-        negative[p] = _mm256_sub_epi8(negative[p], minus);
-        asm("" : "+x"(negative[p]));
+        // Negative where the sign is, and nowhere zero.
+        const Int sign = _mm256_or_si256(_mm256_sllv_epi32(signs[p][step / 4], to_top), one);
         EFFINFER_UNROLL
         for (int r = 0; r < R; ++r) {
           const uint8_t* const table = tables + r * table_stride;
-          const Int l = _mm256_xor_si256(_mm256_shuffle_epi8(load_bytes(table), at), minus);
-          const Int h = _mm256_xor_si256(_mm256_shuffle_epi8(load_bytes(table + 32), at), minus);
-          accumulate_16(first[r][p], _mm256_unpacklo_epi8(l, h));
-          accumulate_16(second[r][p], _mm256_unpackhi_epi8(l, h));
+          const Int l = _mm256_shuffle_epi8(load_bytes(table), at);
+          const Int h = _mm256_shuffle_epi8(load_bytes(table + 32), at);
+          accumulate_8(low[r][p], _mm256_sign_epi8(l, sign));
+          accumulate_8(high[r][p], _mm256_sign_epi8(h, sign));
         }
       }
       tables += kStepBytes;
     }
+    EFFINFER_UNROLL
+    for (int p = 0; p < P; ++p) {
+      EFFINFER_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Int l = low[r][p], h = high[r][p];
+        accumulate_16(first[r][p], _mm256_maddubs_epi16(place_values, _mm256_unpacklo_epi8(l, h)));
+        accumulate_16(second[r][p], _mm256_maddubs_epi16(place_values, _mm256_unpackhi_epi8(l, h)));
+      }
+    }
   }
-  const Int zero = _mm256_setzero_si256();
   EFFINFER_UNROLL
   for (int p = 0; p < P; ++p) {
-    const Int low = _mm256_unpacklo_epi8(negative[p], zero);
-    const Int high = _mm256_unpackhi_epi8(negative[p], zero);
     EFFINFER_UNROLL
     for (int r = 0; r < R; ++r)
-      add_block(_mm256_add_epi16(first[r][p], low), _mm256_add_epi16(second[r][p], high),
-                b.sums + p * b.panel_sums + r * kPanel);
+      add_block(first[r][p], second[r][p], b.sums + p * b.panel_sums + r * kPanel);
   }
 }
 

@@ -33,14 +33,16 @@ __attribute__((noinline)) void stream(const PackedBlock& b, const float* x, floa
       for (int v = 0; v < kVecsOfPanel; ++v)
         affine[p][v] = D::affine(w, (panel + p) * w.scale_stride + group * kPanel + v * kLanes);
     }
+    const typename D::Coefficients* coefficients = affine[0];
+    asm("" : "+r"(coefficients) : : "memory");  // from here on a pointer to who knows what
     const float* at = x + (k - begin);
     // Four k; of the last four perhaps fewer.
     const auto step = [&](int q, int64_t terms) __attribute__((always_inline)) {
       EFFINFER_UNROLL
       for (int p = 0; p < P; ++p) {
-        // Read anew each time: registers are for the sums, which gcc 12 spills in their favour.
-        const auto* c = affine[p];
-        asm("" : "+r"(c) : : "memory");
+        // Both read anew each time: registers are for sums and masks, which gcc 12 else spills.
+        asm("" : "+r"(coefficients), "+r"(at));
+        const auto* const c = coefficients + p * kVecsOfPanel;
         IVec bits[kVecsOfPanel];
         EFFINFER_UNROLL
         for (int v = 0; v < kVecsOfPanel; ++v)
