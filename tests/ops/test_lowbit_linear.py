@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,20 @@ def by_scalar(x, packed, *args, **kwargs):
         cpu.set_isa(before if before in CPU_ISAS else "")
 
 
+def rounding_bound(x, weight):
+    """How far float32 may be off: an ulp of the largest partial sum there can be for each term, a
+    scaled sum or an offset, for its conversion and for the row's scale."""
+    codes, x_scale = quantize_rows(x)
+    columns = torch.arange(weight.in_features) // weight.group_size
+    in_group = F.one_hot(columns, weight.scale.shape[1]).double()  # (K, G)
+    sums = torch.einsum("rk,nk,kg->rng", codes.double(), weight.values().double(), in_group)
+    terms = (weight.scale.double() * sums).abs().sum(-1)
+    if weight.offset is not None:
+        terms += (codes.double() @ in_group).abs() @ weight.offset.double().abs().t()
+    roundings = 2 * weight.scale.shape[1] + 2
+    return roundings * 2**-24 * terms * x_scale.double()[:, None]
+
+
 def group_sizes(format, k):
     step = FORMATS[format].group_step
     return [g for g in (16, 32, 64, 128) if step and g % step == 0 and g < k] + [k]
@@ -86,14 +101,15 @@ def group_sizes(format, k):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("format", FORMATS)
 def test_int8_activations_are_exact(device, format, shape):
-    """Within 1e-6 of float64, and the bits of the scalar kernels, whatever the rows and groups."""
+    """Float64 but for rounding, and the bits of the scalar kernels, whatever the rows and groups."""
     for group in group_sizes(format, shape[1]):
         for zero, offset in [(False, False), (True, False), (True, True), (False, True)]:
             weight = random_weight(format, *shape, group, zero=zero, offset=offset)
             packed = pack_lowbit(weight)
             x = torch.randn(33, shape[1])
             got = lowbit_linear(x.to(device), on(packed, device))
-            assert_close(got, float64(x, packed))
+            off = (got.cpu().double() - float64(x, packed)).abs()
+            assert (off <= rounding_bound(x, weight)).all()
             assert torch.equal(got.cpu(), by_scalar(x, packed))
 
 
@@ -308,7 +324,8 @@ def test_any_problem(format, rows, n, k, group, zero, offset, seed):
     packed = pack_lowbit(weight)
     x = torch.randn(rows, k)
     got = lowbit_linear(x, packed)
-    assert_close(got, float64(x, packed))
+    off = (got.double() - float64(x, packed)).abs()
+    assert (off <= rounding_bound(x, weight)).all()
     assert torch.equal(got, by_scalar(x, packed))
     order = torch.randperm(rows)
     assert torch.equal(lowbit_linear(x[order], packed), got[order])
