@@ -123,6 +123,7 @@ void run_fixed(py::handle x_, py::handle threshold_, py::handle packed_, int64_t
   const Tensor x = want_dense(kOp, "x", x_, kI32, {kAny, kAny, kAny, kAny});
   BinaryConv2d args = arguments(kOp, kI32, x, packed_, in_channels, out_channels, kernel, stride,
                                 padding, dilation, pad_ones, threshold_);
+  if (args.threshold == nullptr) reject(kOp, "threshold", "be a tensor", "None");
   const auto per_output = [&](const char* arg, py::handle object) {
     const Tensor t = want(kOp, arg, object, kI32, {args.n});
     if (!t.is_contiguous()) reject(kOp, arg, "be contiguous", "a strided view");
