@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import effinfer
 from effinfer.ops import LowBitWeight, lowbit_linear, pack_lowbit
 from effinfer.ops.lowbit_weight import FORMATS
-from tests.ops.test_lowbit_linear import _has_kernel, by_scalar, on, random_weight  # noqa: F401
+from tests.ops.test_lowbit_linear import by_scalar, on, random_weight
 
 
 def unit_weight(format, n, k):
