@@ -1,0 +1,1 @@
+"""The engine: continuous and depth-wise batching of requests over one model."""
