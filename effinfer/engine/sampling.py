@@ -51,7 +51,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     """splitmix64's finalizer (Steele, Lea and Flood 2014), on uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -179,10 +179,9 @@ def _penalize(scores: torch.Tensor, row: RowParams, tokens: np.ndarray) -> None:
         scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
     if params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
         ids, counts = np.unique(tokens[row.prompt_tokens :], return_counts=True)
-        penalty = params.presence_penalty + params.frequency_penalty * counts
-        scores[torch.from_numpy(ids.astype(np.int64))] -= torch.from_numpy(
-            penalty.astype(np.float32)
-        )
+        less = params.presence_penalty + params.frequency_penalty * counts
+        generated = torch.from_numpy(ids.astype(np.int64))
+        scores[generated] -= torch.from_numpy(less.astype(np.float32))
 
 
 def _draw(scores: torch.Tensor, rows: Sequence[RowParams], positions: np.ndarray) -> torch.Tensor:

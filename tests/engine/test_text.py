@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import hypothesis.strategies as st
 import pytest
 import tokenizers as tk
@@ -106,7 +108,7 @@ def test_bytes_that_are_no_text_are_shown_within_the_limit():
 
 def cut(text, borders):
     edges = [0, *sorted(min(b, len(text)) for b in borders), len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def stopped_text(text, stops):
