@@ -1,0 +1,72 @@
+#include "engine/draft_controller.h"
+
+#include <algorithm>
+
+namespace effinfer::engine {
+
+DraftController::DraftController(const Config& config)
+    : loops_(config.loops),
+      max_rows_(config.max_rows),
+      costs_(config.costs),
+      head_costs_(config.head_costs) {
+  // Measured times are noisy; more rows never really take less.
+  for (size_t n = 1; n < costs_.size(); ++n) costs_[n] = std::max(costs_[n], costs_[n - 1]);
+}
+
+void DraftController::predicted(bool right) { acceptance_ += (right - acceptance_) * kRate; }
+void DraftController::offered_exit(bool exited) { exits_ += (exited - exits_) * kRate; }
+
+void DraftController::begin(int rows) {
+  rows_ = rows;
+  std::fill_n(offers_, kLevels, 0);
+  std::fill_n(worth_, kLevels, 0.);
+}
+
+void DraftController::offer(double worth) {
+  ++offers_[level(worth)];
+  worth_[level(worth)] += worth;
+}
+
+void DraftController::choose(int room) {
+  cut_ = kLevels;
+  at_cut_ = 0;
+  if (rows_ == 0) return;
+  double best = rows_ / seconds(rows_) * kGain;
+  double worth = rows_;
+  int rows = rows_;
+  for (int l = kLevels - 1; l >= 0; --l)
+    for (int n = 1; n <= offers_[l] && rows - rows_ < room; ++n) {
+      worth += worth_[l] / offers_[l];
+      const double rate = worth / seconds(++rows);
+      if (rate <= best) continue;
+      best = rate;
+      cut_ = l;
+      at_cut_ = n;
+    }
+}
+
+bool DraftController::take(double worth) {
+  return level(worth) > cut_ || (level(worth) == cut_ && at_cut_-- > 0);
+}
+
+double DraftController::head_seconds(int rows) const {
+  return head_costs_.empty() || rows == 0 ? 0 : head_costs_[std::min(rows, max_rows_) - 1];
+}
+
+bool DraftController::asks_early(int rows, int decoding) const {
+  if (decoding == 0) return false;
+  const double plain = rows / seconds(rows);
+  double best = plain, worth = rows, chance = 1;
+  int n = rows;
+  for (int ahead = 1; ahead < loops_; ++ahead) {
+    chance *= acceptance_;
+    for (int i = 0; i < decoding && n < max_rows_; ++i) {
+      worth += chance;
+      best = std::max(best, worth / seconds(++n));
+    }
+  }
+  const double gain = exits_ * (best / plain - 1);
+  return best > plain * kGain && gain * seconds(rows) > head_seconds(decoding);
+}
+
+}  // namespace effinfer::engine
