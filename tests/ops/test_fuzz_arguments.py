@@ -98,6 +98,7 @@ CALLS = {
         "state": randn(5, 6, 4), "x": randn(3, 6), "dt": randn(3, 6), "A": -torch.rand(6, 4),
         "B": randn(3, 4), "C": randn(3, 4), "D": randn(6), "z": randn(3, 6), "dt_bias": randn(6),
         "dt_softplus": True, "state_indices": int32(4, -1, 0)},
+    "silu_mul": lambda: {"gate": randn(3, 8), "up": randn(3, 8)},
     "ssd": lambda: {**ssd(), **scan_options(4, 3, 5)},
     "ssd_state_update": lambda: {
         "state": randn(5, 4, 3, 5), "x": randn(3, 4, 3), "dt": randn(3, 4), "A": -torch.rand(4),

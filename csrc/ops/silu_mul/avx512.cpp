@@ -1,0 +1,5 @@
+#include "ops/silu_mul/generic.h"
+
+void effinfer::silu_mul_avx512(const SiluMul& a, int64_t begin, int64_t end) {
+  dispatch(a, begin, end);
+}

@@ -1,0 +1,130 @@
+"""One launch's rows, as views over the buffers that the scheduler fills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+ROW_FIELDS = ("tokens", "positions", "loops", "arena", "lines", "kv_slots")
+# Columns of ``segments``.
+FIRST, ROWS, LOOP, LINE, STATE_IN, STATE_OUT = range(6)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive positions of one sequence at one loop: one segment of a batch.
+
+    Attributes:
+        tokens: of the positions.
+        start: the first position.
+        loop, line: the loop to run, and the sequence's line of the block table.
+        state_in, state_out: slots of recurrent states, read (-1: zeros) and written.
+        arena: the first position's hidden-arena row; None for the rows' own numbers.
+        writes: whether keys and values are written.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    loop: int = 0
+    line: int = 0
+    state_in: int = -1
+    state_out: int = 0
+    arena: int | None = None
+    writes: bool = True
+
+
+class Batch:
+    """What a runner is to compute in one launch.
+
+    Made once over a scheduler (or anything with its arrays) and resized before each launch; nothing
+    is copied but the wanted rows' numbers.
+
+    Attributes:
+        tokens, positions, loops, arena, lines, kv_slots: ``(rows,)`` int32, for each row its token
+            (read in loop 0), position, loop, hidden-arena row, line of the block table, and slot
+            ``block * block_size + offset`` to write keys and values to (-1: none). Rows are sorted
+            by loop, then line, then position.
+        segments: numpy int32 ``(segments, 6)``: first row, rows, loop, line, state slot read (-1:
+            zeros), state slot written. A segment is consecutive positions of one sequence.
+        wanted: ``(wanted,)`` int32, the rows whose logits are asked for.
+        block_table: ``(lines, blocks)`` int32.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    loops: torch.Tensor
+    arena: torch.Tensor
+    lines: torch.Tensor
+    kv_slots: torch.Tensor
+    segments: np.ndarray[Any, Any]
+    wanted: torch.Tensor
+    block_table: torch.Tensor
+    rows: int
+
+    def __init__(self, source: Any) -> None:
+        self._whole = [torch.from_numpy(getattr(source, name)) for name in ROW_FIELDS]
+        self._segments, self._wanted = source.segments, source.wanted
+        self.block_table = torch.from_numpy(source.block_table)
+        # A slice costs a microsecond, and there are few sizes.
+        self._views: dict[int, list[torch.Tensor]] = {}
+
+    def resize(self, rows: int, segments: int, wanted: int) -> None:
+        """Show the first ``rows`` rows, ``segments`` segments and ``wanted`` wanted rows."""
+        views = self._views.get(rows)
+        if views is None:
+            views = self._views[rows] = [whole[:rows] for whole in self._whole]
+        self.tokens, self.positions, self.loops, self.arena, self.lines, self.kv_slots = views
+        self.rows = rows
+        self.segments = self._segments[:segments]
+        self.wanted = torch.from_numpy(np.ascontiguousarray(self._wanted[:wanted, 0]))
+
+    @classmethod
+    def of_spans(
+        cls,
+        spans: Iterable[Span],
+        block_table: np.ndarray[Any, Any],
+        block_size: int,
+        *,
+        wanted: Sequence[int],
+    ) -> Batch:
+        """A batch without a scheduler, for measuring and for tests.
+
+        Args:
+            spans: in the order of rows.
+            block_table: ``(lines, blocks)`` int32.
+            block_size: positions in a block.
+            wanted: rows whose logits are asked for.
+        """
+        columns: list[list[int]] = [[] for _ in ROW_FIELDS]
+        segments = []
+        for span in spans:
+            first = len(columns[0])
+            segments.append(
+                (first, len(span.tokens), span.loop, span.line, span.state_in, span.state_out)
+            )
+            arena = first if span.arena is None else span.arena
+            for offset, token in enumerate(span.tokens):
+                position = span.start + offset
+                slot = -1
+                if span.writes and block_table.size:
+                    block = int(block_table[span.line, position // block_size])
+                    slot = block * block_size + position % block_size
+                row = (token, position, span.loop, arena + offset, span.line, slot)
+                for column, value in zip(columns, row, strict=True):
+                    column.append(value)
+        arrays = {n: np.array(c, np.int32) for n, c in zip(ROW_FIELDS, columns, strict=True)}
+        pairs = np.array([(row, 0) for row in wanted], np.int32).reshape(-1, 2)
+        source = SimpleNamespace(
+            **arrays,
+            segments=np.array(segments, np.int32).reshape(-1, 6),
+            wanted=pairs,
+            block_table=block_table,
+        )
+        batch = cls(source)
+        batch.resize(len(columns[0]), len(segments), len(pairs))
+        return batch
