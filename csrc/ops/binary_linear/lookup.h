@@ -61,78 +61,105 @@ EFFINFER_INLINE void accumulate(Bytes& sum, Bytes x) {
 }
 #endif
 
-// counts[0..16) += the 16 bytes.
+// counts[0..16) += the 16 bytes, or = where they are the first.
+template <bool kFirst>
 EFFINFER_INLINE void add_bytes(__m128i bytes, int32_t* counts) {
   float* const at = reinterpret_cast<float*>(counts);
+  const auto put = [&](int64_t i, IVec sums) __attribute__((always_inline)) {
+    store(at + i, from_bits(kFirst ? sums : sums + bits_of(load(at + i))));
+  };
 #if defined(__AVX512BW__)
-  store(at, from_bits(bits_of(load(at)) + (IVec)_mm512_cvtepu8_epi32(bytes)));
+  put(0, (IVec)_mm512_cvtepu8_epi32(bytes));
 #else
-  const auto low = (IVec)_mm256_cvtepu8_epi32(bytes);
-  const auto high = (IVec)_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes));
-  store(at, from_bits(bits_of(load(at)) + low));
-  store(at + 8, from_bits(bits_of(load(at + 8)) + high));
+  put(0, (IVec)_mm256_cvtepu8_epi32(bytes));
+  put(8, (IVec)_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes)));
 #endif
 }
 
 // Adds the bytes of `sum` to 32-bit counts: 16 of them every `part` elements.
+template <bool kFirst>
 EFFINFER_INLINE void flush(Bytes sum, int32_t* counts, int64_t part) {
 #if defined(__AVX512BW__)
-  add_bytes(_mm512_extracti32x4_epi32(sum, 0), counts);
-  add_bytes(_mm512_extracti32x4_epi32(sum, 1), counts + part);
-  add_bytes(_mm512_extracti32x4_epi32(sum, 2), counts + 2 * part);
-  add_bytes(_mm512_extracti32x4_epi32(sum, 3), counts + 3 * part);
+  add_bytes<kFirst>(_mm512_extracti32x4_epi32(sum, 0), counts);
+  add_bytes<kFirst>(_mm512_extracti32x4_epi32(sum, 1), counts + part);
+  add_bytes<kFirst>(_mm512_extracti32x4_epi32(sum, 2), counts + 2 * part);
+  add_bytes<kFirst>(_mm512_extracti32x4_epi32(sum, 3), counts + 3 * part);
 #else
-  add_bytes(_mm256_castsi256_si128(sum), counts);
-  add_bytes(_mm256_extracti128_si256(sum, 1), counts + part);
+  add_bytes<kFirst>(_mm256_castsi256_si128(sum), counts);
+  add_bytes<kFirst>(_mm256_extracti128_si256(sum, 1), counts + part);
 #endif
 }
 
 constexpr int64_t kAhead = 1024;  // bytes of a panel's stream that are fetched early
 
-// R rows of x against V registers of outputs.
+// f(0), f(1), ... f(N - 1) with constants: arrays of registers that only constants index stay in
+// registers, where gcc 12 keeps those of unrolled loops in memory.
+template <int I>
+struct Index {
+  constexpr operator int() const { return I; }
+};
+template <int N, class F>
+EFFINFER_INLINE void each(const F& f) {
+  if constexpr (N > 0) {
+    each<N - 1>(f);
+    f(Index<N - 1>{});
+  }
+}
+
+// At most kFlush bytes of k: R rows of x against V registers of outputs.
+template <int R, int V, bool kFirst>
+EFFINFER_INLINE void count_block(const uint8_t* x, int64_t x_stride, const uint8_t* w,
+                                 int64_t panel_stride, int64_t second, int64_t bytes,
+                                 int32_t* counts, int64_t part) {
+  Bytes sum[R * V];
+  each<R * V>([&](auto i) __attribute__((always_inline)) { sum[i] = Bytes{}; });
+  for (int64_t i = 0; i < bytes; ++i, w += kOutputs) {
+    const uint8_t* table[R];
+    Bytes half[V];
+    each<V>([&](auto v) __attribute__((always_inline)) {
+      const uint8_t* const at = w + v * kBytesPanels * panel_stride;
+      if constexpr (R <= 2) __builtin_prefetch(at + kAhead);
+      half[v] = low_half(load_outputs(at, second));
+    });
+    each<R>([&](auto r) __attribute__((always_inline)) {
+      table[r] = kPopcounts.of[x[r * x_stride + i]];
+      const Bytes found = lookup_table(table[r]);
+      each<V>([&](auto v) __attribute__((always_inline)) {
+        accumulate(sum[r * V + v], lookup(found, half[v]));
+      });
+    });
+    each<V>([&](auto v) __attribute__((always_inline)) {
+      half[v] = high_half(load_outputs(w + v * kBytesPanels * panel_stride, second));
+    });
+    each<R>([&](auto r) __attribute__((always_inline)) {
+      const Bytes found = lookup_table(table[r] + 16);
+      each<V>([&](auto v) __attribute__((always_inline)) {
+        accumulate(sum[r * V + v], lookup(found, half[v]));
+      });
+    });
+  }
+  each<R>([&](auto r) __attribute__((always_inline)) {
+    each<V>([&](auto v) __attribute__((always_inline)) {
+      flush<kFirst>(sum[r * V + v], counts + 2 * v * kBytesPanels * part + r * kPart, part);
+    });
+  });
+}
+
 template <int R, int V>
 void count_tile(const CountTask& t, int64_t row, int64_t panel) {
-  const int64_t x_stride = t.x_stride, bytes = t.bytes, part = t.rows * kPart;
-  const int64_t panel_stride = t.panel_stride;
+  const int64_t x_stride = t.x_stride, part = t.rows * kPart, panel_stride = t.panel_stride;
   // A register's second panel may be one too many: then the first is counted twice.
   const int64_t second = panel + V * kBytesPanels <= t.panels ? panel_stride : 0;
   const uint8_t* w = t.weight + panel * panel_stride;
   const uint8_t* x = t.x + row * x_stride;
   int32_t* const counts = t.counts + 2 * panel * part + row * kPart;
-  EFFINFER_UNROLL
-  for (int p = 0; p < 2 * V * kBytesPanels; ++p) {
-    for (int64_t i = 0; i < R * kPart; ++i) counts[p * part + i] = 0;
-  }
-  for (int64_t begin = 0; begin < bytes; begin += kFlush) {
-    Bytes sum[R][V] = {};
-    const uint8_t* const end = x + (bytes - begin < kFlush ? bytes - begin : kFlush);
-    for (; x < end; ++x, w += kOutputs) {
-      Bytes low[V], high[V];
-      EFFINFER_UNROLL
-      for (int v = 0; v < V; ++v) {
-        const uint8_t* const at = w + v * kBytesPanels * panel_stride;
-        if constexpr (R <= 2) __builtin_prefetch(at + kAhead);
-        const Bytes both = load_outputs(at, second);
-        low[v] = low_half(both);
-        high[v] = high_half(both);
-      }
-      EFFINFER_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const uint8_t* const table = kPopcounts.of[x[r * x_stride]];
-        const Bytes low_table = lookup_table(table);
-        EFFINFER_UNROLL
-        for (int v = 0; v < V; ++v) accumulate(sum[r][v], lookup(low_table, low[v]));
-        const Bytes high_table = lookup_table(table + 16);
-        EFFINFER_UNROLL
-        for (int v = 0; v < V; ++v) accumulate(sum[r][v], lookup(high_table, high[v]));
-      }
-    }
-    EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r) {
-      EFFINFER_UNROLL
-      for (int v = 0; v < V; ++v)
-        flush(sum[r][v], counts + 2 * v * kBytesPanels * part + r * kPart, part);
-    }
+  int64_t left = t.bytes, now = left < kFlush ? left : kFlush;
+  count_block<R, V, true>(x, x_stride, w, panel_stride, second, now, counts, part);
+  for (left -= now; left > 0; left -= now) {
+    x += now;
+    w += now * kOutputs;
+    now = left < kFlush ? left : kFlush;
+    count_block<R, V, false>(x, x_stride, w, panel_stride, second, now, counts, part);
   }
 }
 
