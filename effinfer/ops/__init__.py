@@ -21,7 +21,9 @@ from effinfer.ops.layer_norm import layer_norm
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.lowbit_linear import PackedLowBit, lowbit_linear, pack_lowbit, unpack_lowbit
 from effinfer.ops.lowbit_weight import LowBitWeight
+from effinfer.ops.paged_attention import paged_attention
 from effinfer.ops.rms_norm import rms_norm
+from effinfer.ops.rope_write import rope_write
 from effinfer.ops.selective_scan import selective_scan
 from effinfer.ops.selective_scan_lmu import lmu_matrices, selective_scan_lmu
 from effinfer.ops.selective_scan_lti import discretize, selective_scan_lti
@@ -58,7 +60,9 @@ __all__ = [
     "pack_linear",
     "pack_lowbit",
     "pack_signs",
+    "paged_attention",
     "rms_norm",
+    "rope_write",
     "selective_scan",
     "selective_scan_lmu",
     "selective_scan_lti",

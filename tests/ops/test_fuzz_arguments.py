@@ -53,6 +53,11 @@ def packed_lowbit():
     return vars(ops.pack_lowbit(weight))
 
 
+def paged():
+    return {"k_pages": randn(2, 3, 4, 2, 8), "v_pages": randn(2, 3, 4, 2, 8),
+            "plane": int32(0, 1, 1)}  # fmt: skip
+
+
 def lowbit_linear(x, bias, residual, activations, epilogue, **packed):
     return ops.lowbit_linear(x, ops.PackedLowBit(**packed), bias, activations=activations,
                              epilogue=epilogue, residual=residual)  # fmt: skip
@@ -87,8 +92,16 @@ CALLS = {
     "lowbit_linear": lambda: {"x": randn(3, 32), **packed_lowbit(), "bias": randn(20),
                               "residual": randn(3, 20), "activations": "int8",
                               "epilogue": "none"},
+    "paged_attention": lambda: {
+        "q": randn(3, 4, 8), **paged(), "block_table": int32(2, 0, 1, 1).view(2, 2),
+        "seq_of_row": int32(0, 0, 1), "position": int32(5, 2, 7), "scale": 0.3, "window": 4,
+        "softcap": 20.0},
     "rms_norm": lambda: {"x": randn(3, 8), "weight": randn(8), "eps": 1e-5,
                          "residual": randn(3, 8)},
+    "rope_write": lambda: {
+        "qkv": randn(3, 64), "cos": torch.rand(3, 6), "sin": torch.rand(3, 6), **paged(),
+        "slot": int32(4, 11, 0), "position": int32(2, 0, 2), "q_heads": 4, "kv_heads": 2,
+        "interleaved": False},
     "selective_scan": lambda: {**scan_inputs(), **scan_options(6, 4)},
     "selective_scan_lmu": lambda: {"u": randn(2, 6, 9), "A_bar": randn(4, 4) * 0.3,
                                    "B_bar": randn(4), "initial_state": randn(2, 6, 4),
@@ -127,6 +140,7 @@ FORMS = [
             "residual": torch.randint(-9, 9, (2, 20, 4, 3), dtype=torch.int32),
         },
     ),
+    ("paged_attention", lambda: CALLS["paged_attention"]() | {"out": torch.zeros(3, 4, 8)}),
     ("selective_scan", lambda: scan_inputs(2)),
     ("selective_scan_lti", lambda: lti(torch.float32)),
     ("selective_scan_lmu", lambda: CALLS["selective_scan_lmu"]() | {"last_only": True}),

@@ -1,0 +1,75 @@
+// What a row reads, and where the parts of a thread's scratch lie.
+#pragma once
+#include "ops/paged_attention/paged_attention.h"
+
+namespace effinfer {
+namespace {
+
+constexpr int64_t kPanel = 16;        // keys, or dimensions of a value, side by side in a panel
+constexpr int64_t kTileHeight = 6;    // query rows of the tallest register tile
+constexpr int64_t kMostQueries = 96;  // query rows of a task: with a block of keys they stay in L2
+
+constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// The first key that a row at `position` attends to.
+inline int64_t first_key(const PagedAttention& a, int64_t position) {
+  return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
+}
+
+// The most rows of a task.
+inline int64_t task_rows(const PagedAttention& a) {
+  const int64_t group = a.q_heads / a.kv_heads;
+  return group < kMostQueries ? kMostQueries / group : 1;
+}
+
+// Keys [begin, end) of a block, counted from its start.
+struct KeyRange {
+  int64_t begin, end;
+};
+
+// Where the rows of one block of keys lie in memory.
+struct BlockRows {
+  const char* key[kAttentionBlock];
+  const char* value[kAttentionBlock];
+};
+
+// In floats. A "query" is one row's one query head; they come row by row.
+struct AttentionScratch {
+  int64_t q_stride, v_stride;
+  int64_t q;        // [query][k_dim], scaled
+  int64_t out;      // [query][v_dim], not yet divided by the sum of weights
+  int64_t sum;      // [query][kPanel]: each lane's part of the sum of weights
+  int64_t top;      // [query]: the largest score so far
+  int64_t factor;   // [kTileHeight, and as many again as fill a vector]
+  int64_t weights;  // [kTileHeight][kAttentionBlock]: scores, then weights
+  int64_t keys;     // [panel of keys][k_dim][kPanel]
+  int64_t values;   // [panel of v_dim][key][kPanel]
+  int64_t rows;     // three BlockRows
+  int64_t total_floats;
+
+  explicit AttentionScratch(const PagedAttention& a) {
+    const int64_t most = task_rows(a), rows_of_task = a.rows < most ? a.rows : most;
+    const int64_t queries = rows_of_task * (a.q_heads / a.kv_heads);
+    q_stride = round_up(a.k_dim, kPanel) + kPanel;  // off the powers of two, which share cache sets
+    v_stride = round_up(a.v_dim, kPanel);
+    int64_t at = 0;
+    const auto take = [&at](int64_t floats) {
+      const int64_t begin = at;
+      at += round_up(floats, kPanel);
+      return begin;
+    };
+    q = take(queries * q_stride);
+    out = take(queries * v_stride);
+    sum = take(queries * kPanel);
+    top = take(queries);
+    factor = take(kPanel);
+    weights = take(kTileHeight * kAttentionBlock);
+    keys = take(kAttentionBlock * a.k_dim);
+    values = take(kAttentionBlock * v_stride);
+    rows = take(3 * static_cast<int64_t>(sizeof(BlockRows) / sizeof(float)));
+    total_floats = at;
+  }
+};
+
+}  // namespace
+}  // namespace effinfer

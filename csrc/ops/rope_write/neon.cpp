@@ -1,0 +1,5 @@
+#include "ops/rope_write/generic.h"
+
+void effinfer::rope_write_neon(const RopeWrite& a, int64_t begin, int64_t end) {
+  run(a, begin, end);
+}
