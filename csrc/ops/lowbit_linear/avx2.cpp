@@ -3,6 +3,7 @@
 #include "ops/lowbit_linear/int8.h"
 #include "ops/lowbit_linear/lookup_avx2.h"
 #include "ops/lowbit_linear/quantize.h"
+#include "ops/lowbit_linear/row_avx2.h"
 
 namespace effinfer {
 
@@ -15,18 +16,26 @@ void lowbit_quantize_avx2(const LowbitLinear& a, const LowbitRows& q, int64_t ro
     make_tables<DenseLookup>(q, row, rows);
 }
 
+namespace {
+template <class F>
+void direct_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) {
+  if (t.rows == 1) return row_task<F>(a, q, t);
+  int8_task<F>(a, q, t);
+}
+}  // namespace
+
 void lowbit_int8_avx2(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) {
   switch (a.weight.format) {
     case LowbitFormat::int8:
-      return int8_task<Int8>(a, q, t);
+      return direct_task<Int8>(a, q, t);
     case LowbitFormat::int4:
-      return int8_task<Int4>(a, q, t);
+      return direct_task<Int4>(a, q, t);
     case LowbitFormat::int3:
-      return int8_task<Int3>(a, q, t);
+      return direct_task<Int3>(a, q, t);
     case LowbitFormat::int2:
-      return int8_task<Int2>(a, q, t);
+      return direct_task<Int2>(a, q, t);
     case LowbitFormat::ternary:
-      return int8_task<Ternary>(a, q, t);
+      return direct_task<Ternary>(a, q, t);
     case LowbitFormat::ternary_dense:
       return q.tables != nullptr ? lookup_task<DenseLookup>(a, q, t)
                                  : int8_task<TernaryDense>(a, q, t);
