@@ -55,11 +55,11 @@ struct Config {
   int chunk() const { return prefill_chunk < max_rows ? prefill_chunk : max_rows; }
   int blocks_for(int positions) const { return (positions + block_size - 1) / block_size; }
   int max_blocks() const { return blocks_for(max_positions); }
-  // lossless: a ring, so that a flushed draft leaves the state before it; prompt lookup: one to
-  // draft into.
+  // A ring of states, so that a flushed draft leaves the state before it.
+  bool ring() const { return mode == Mode::lossless && loops > 1; }
+  // Prompt lookup needs a second one, to draft into.
   int states_per_request() const {
-    if (!has_state()) return 0;
-    return mode == Mode::lossless ? loops : max_ngram > 0 ? 2 : 1;
+    return !has_state() ? 0 : ring() ? loops : max_ngram > 0 ? 2 : 1;
   }
   // Spans that one request may have in flight. In lossless the ring of states is this long; in exit
   // mode a few exited positions wait together, so that their remaining loops share launches.

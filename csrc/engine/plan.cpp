@@ -95,9 +95,9 @@ bool Scheduler::pick(const Candidate& candidate) {
 bool Scheduler::extend(Request& r) {
   int length = r.length - r.end;
   if (r.end < r.prompt) {
-    length = chunk_length(r, std::min(room_, prefill_room_));
-    if (length == 0) return false;
-    if (config_.loops > 1 && arena_.free() - length < config_.decode_arena()) return false;
+    const int spare = config_.loops > 1 ? arena_.free() - config_.decode_arena() : room_;
+    length = chunk_length(r, std::min({room_, prefill_room_, spare}));
+    if (length <= 0) return false;
     prefill_room_ -= length;
   }
   if (length > room_) return false;

@@ -5,7 +5,7 @@
 
 namespace effinfer::engine {
 
-// Positions of the request's next prompt chunk, within `room` rows; 0: none now.
+// Positions of the request's next prompt chunk, within `room` rows; 0 or less: none now.
 int Scheduler::chunk_length(const Request& r, int room) const {
   const Config& c = config_;
   if (c.serial()) {  // the same chunks whatever shares the launch
@@ -38,7 +38,7 @@ void Scheduler::choose_states(Request& r, Span& span) {
   const Config& c = config_;
   span.state_in = r.tail;
   span.in_shared = r.tail_shared;
-  if (c.mode == Mode::lossless)
+  if (c.ring())
     span.state_out = r.states[r.spans % r.states.size()];
   else
     span.state_out = r.tail < 0 || r.tail_shared ? r.states[0] : r.tail;
