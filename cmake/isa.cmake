@@ -5,10 +5,19 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   list(APPEND scalar_flags -fno-unswitch-loops)  # no copy of the norms' loops for each null argument: 3 s
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  # A set that this CPU lacks is not run: under sanitizers, the dearest to compile, only linked.
+  set(avx512_checked "")
+  if(EFFINFER_SANITIZE AND EXISTS /proc/cpuinfo)
+    file(STRINGS /proc/cpuinfo cpu_flags REGEX "^flags" LIMIT_COUNT 1)
+    if(NOT cpu_flags MATCHES "avx512vl")
+      set(avx512_checked -O0 -fno-sanitize=all)
+    endif()
+  endif()
   set(avx2_flags -mavx2 -mfma -mf16c -mbmi2)
   set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl
                    -mprefer-vector-width=512
-                   -Wno-uninitialized -Wno-maybe-uninitialized)  # gcc 12's own header warns
+                   -Wno-uninitialized -Wno-maybe-uninitialized  # gcc 12's own header warns
+                   ${avx512_checked})
   set(avx512_vnni_flags ${avx512_flags} -mavx512vnni)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set(neon_flags "")
@@ -25,7 +34,8 @@ function(effinfer_isa_sources target folder)
       target_sources(${target} PRIVATE ${source})
     elseif(DEFINED ${name}_flags)
       target_sources(${target} PRIVATE ${source})
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${${name}_flags}")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${${name}_flags}"
+                                                       SKIP_PRECOMPILE_HEADERS ON)
     endif()
   endforeach()
 endfunction()
