@@ -15,10 +15,10 @@ if readelf -d "$module" | grep NEEDED | grep -iE 'torch|c10|cuda|gomp|omp'; then
   echo "$module links torch, CUDA or OpenMP"; exit 1
 fi
 # torch and transformers come from the current environment; effinfer only from the wheel.
-python -m venv --system-site-packages "$out/venv"
+python -m venv --system-site-packages --without-pip "$out/venv"
 site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 echo "$site" >"$("$out/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
-"$out/venv/bin/pip" install -q --no-deps --no-index "$wheel"
+python -m pip --python "$out/venv/bin/python" install -q --no-deps --no-index "$wheel"
 cd "$out"
 env -u PYTHONPATH PATH="$out/venv/bin:/usr/bin:/bin" CC=/bin/false CXX=/bin/false \
   "$out/venv/bin/effinfer" demo --tokens 32 | tee "$out/demo.log"
