@@ -18,6 +18,7 @@ from effinfer.ops.lowbit_linear import (
     pack_lowbit,
     unpack_lowbit,
 )
+from effinfer.ops.lowbit_pack import new_packed
 from effinfer.ops.lowbit_weight import (
     FORMATS,
     PANEL,
@@ -92,7 +93,7 @@ class LowBitLinear(nn.Module):
             out_features,
             in_features,
             group_size,
-            torch.zeros(panels, units, layout.unit_bytes, dtype=torch.uint8),
+            new_packed(torch.empty(0), panels, units, layout.unit_bytes).zero_(),
             torch.zeros(shape, dtype=scale_dtype),
             torch.zeros(shape, dtype=torch.uint8) if zero else None,
             torch.zeros(shape, dtype=scale_dtype) if offset else None,

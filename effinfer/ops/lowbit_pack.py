@@ -7,11 +7,14 @@ as 32-bit words of four.
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 
-from effinfer._native import native
 from effinfer.ops.lowbit_weight import FORMATS, PANEL
 
+_HUGE = 2 << 20
+_HAS_HUGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE")
 _DENSE_CENTRE = 13  # 9 + 3 + 1: the largest magnitude of three ternary digits
 
 
@@ -97,11 +100,17 @@ def unpack_groups(packed: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def new_packed(like: torch.Tensor, panels: int, units: int, unit_bytes: int) -> torch.Tensor:
-    """An empty uint8 tensor for panels on ``like``'s device, huge pages asked for behind it."""
-    packed = like.new_empty((panels, units, unit_bytes), dtype=torch.uint8)
-    if packed.is_cpu and type(packed) is torch.Tensor and packed.numel():
-        native(packed).advise_huge_pages(packed)
-    return packed
+    """An empty uint8 tensor for panels on ``like``'s device, on huge pages where it is large."""
+    shape = (panels, units, unit_bytes)
+    size = panels * units * unit_bytes
+    if not _HAS_HUGE_PAGES or not like.is_cpu or type(like) is not torch.Tensor or size < _HUGE:
+        return like.new_empty(shape, dtype=torch.uint8)
+    # Its own mapping: of 8 MB that a heap hands out, a quarter lies in pages at the ends, which are
+    # small, and all of it where the heap used it before.
+    memory = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    skipped = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % _HUGE
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=skipped).view(shape)
 
 
 def _as_int32(bits: int) -> int:
