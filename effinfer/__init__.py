@@ -13,6 +13,7 @@ from effinfer.errors import (
     UnsupportedOpError,
     VerificationError,
 )
+from effinfer.loading import register_with_transformers
 from effinfer.patch import PatchReport, patch, patched, register_patch, supported, unpatch
 from effinfer.quant import (
     QuantConfig,
@@ -20,8 +21,8 @@ from effinfer.quant import (
     load_quantized,
     plan_bits,
     quantize_,
-    register_with_transformers,
 )
+from effinfer.recursive import to_recursive
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "supported",
+    "to_recursive",
     "unpatch",
     "use_backend",
     "use_reference",

@@ -7,6 +7,18 @@ from typing import Any
 
 import torch
 
+from effinfer import quant, recursive
+
+
+def register_with_transformers() -> None:
+    """Let transformers' ``from_pretrained`` load what effinfer saves; imports transformers.
+
+    That is quantized models (effinfer joins the registry of quantizers) and recursive ones (the
+    Auto classes learn their type). Importing effinfer alone changes nothing in transformers.
+    """
+    quant.register_with_transformers()
+    recursive.register_with_transformers()
+
 
 def load_model(model_dir: Path) -> tuple[Any, Any]:
     """Model (in eval mode, float32 or low-bit) and tokenizer of a local Hugging Face folder, or of a
@@ -16,7 +28,6 @@ def load_model(model_dir: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from effinfer.quant.config import register_with_transformers
     from effinfer.quant.loaders.load import is_quantized, load_quantized
 
     register_with_transformers()  # for folders that effinfer saved
@@ -41,6 +52,7 @@ def empty_model(model_dir: Path) -> Any:
 
     from effinfer.quant.loaders.load import empty_quantized, is_quantized
 
+    register_with_transformers()
     if not is_model(model_dir):
         raise FileNotFoundError(f"{model_dir} has no config.json and is no .gguf file")
     if is_quantized(model_dir):
