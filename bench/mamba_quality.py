@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_common import Quantizer, cases
-from torch import nn
-from train_demo import (
+from lm_training import (
     download_documents,
     held_out_batches,
     read_documents,
     score,
-    stock_cost,
     token_stream,
 )
+from quality_common import Quantizer, cases
+from torch import nn
+from train_demo import stock_cost
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import effinfer
