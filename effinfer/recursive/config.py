@@ -9,8 +9,17 @@ from typing import Any
 from transformers import PretrainedConfig
 
 KV_POLICIES = ("depth", "first")
-# Their frequencies don't depend on the sequence's length, so a cached key stays what it was.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# What each type of rotation needs beside its base. Of these the frequencies don't depend on the
+# sequence's length, so a cached key stays what it was.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        *("factor", "low_freq_factor", "high_freq_factor"),
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
 
 # Refused before anything of that size is built: far above any model, far under any overflow.
 _LIMITS = {
@@ -168,7 +177,7 @@ class RecursiveConfig(PretrainedConfig):  # type: ignore[misc]
         if not isinstance(rope, dict):
             raise TypeError(f"RecursiveConfig: rope_parameters must be a dict, got {rope!r}")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ROPE_TYPES:
+        if not isinstance(kind, str) or kind not in ROPE_TYPES:
             raise ValueError(
                 f"RecursiveConfig: rope_type must be one of {', '.join(ROPE_TYPES)}, got {kind!r}"
             )
@@ -177,10 +186,13 @@ class RecursiveConfig(PretrainedConfig):  # type: ignore[misc]
                 "RecursiveConfig: partial_rotary_factor must be 1, "
                 f"got {rope['partial_rotary_factor']!r}"
             )
-        for name, value in rope.items():
-            if isinstance(value, (bool, str)) or value is None:
-                continue
-            if _finite(f"rope_parameters[{name!r}]", value) <= 0:
+        for name in ("rope_theta", *ROPE_TYPES[kind]):
+            if name != "rope_theta" and name not in rope:
+                raise ValueError(
+                    f"RecursiveConfig: rope_parameters must have {name!r} for {kind!r}"
+                )
+            value = _finite(f"rope_parameters[{name!r}]", rope.get(name, 1.0))
+            if value <= 0:
                 raise ValueError(
                     f"RecursiveConfig: rope_parameters[{name!r}] must be positive, got {value}"
                 )
