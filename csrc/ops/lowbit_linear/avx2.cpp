@@ -19,7 +19,7 @@ void lowbit_quantize_avx2(const LowbitLinear& a, const LowbitRows& q, int64_t ro
 namespace {
 template <class F>
 void direct_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) {
-  if (t.rows == 1) return row_task<F>(a, q, t);
+  if (t.rows == 1) return row_task(a, q, t, CodesOfRow<F>{q.codes + t.row * q.stride});
   int8_task<F>(a, q, t);
 }
 }  // namespace

@@ -7,8 +7,7 @@
 // 16 bytes of a unit are 16 outputs, and the two halves of a register are two such rows of
 // different k, each with a table of its own; a block's halves are added at its end.
 #pragma once
-#include "ops/lowbit_linear/dot_avx2.h"
-#include "ops/lowbit_linear/int8.h"
+#include "ops/lowbit_linear/row_avx2.h"
 
 namespace effinfer {
 namespace {
@@ -129,32 +128,21 @@ void make_tables(const LowbitRows& q, int64_t row, int64_t rows) {
   }
 }
 
-// sums [16] += 16-bit sums: outputs 0 to 7 of both halves, then 8 to 15.
-EFFINFER_INLINE void add_block(Int first, Int second, int32_t* sums) {
-  const __m128i low =
-      _mm_add_epi16(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1));
-  const __m128i high =
-      _mm_add_epi16(_mm256_castsi256_si128(second), _mm256_extracti128_si256(second, 1));
-  auto* const at = reinterpret_cast<Int*>(sums);
-  _mm256_storeu_si256(at, _mm256_add_epi32(load_bytes(at), _mm256_cvtepi16_epi32(low)));
-  _mm256_storeu_si256(at + 1, _mm256_add_epi32(load_bytes(at + 1), _mm256_cvtepi16_epi32(high)));
+// 16-bit sums of two halves, added up and widened.
+EFFINFER_INLINE Int add_halves(Int x) {
+  return _mm256_cvtepi16_epi32(
+      _mm_add_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
 
+// Adds a block's sums: outputs 0 to 7 to `first`, 8 to 15 to `second`.
 template <int R, int P>
-__attribute__((noinline)) void look_up(const LookupBlock& b, BinaryLookup) {
+EFFINFER_INLINE void add_lookups(const LookupBlock& b, Int (&first)[R][P], Int (&second)[R][P],
+                                 BinaryLookup) {
   using L = BinaryLookup;
   const int64_t panel_stride = b.panel_stride, table_stride = b.table_stride;
   const uint8_t* packed = b.packed;
   const uint8_t* tables = b.tables;
-  Int first[R][P], second[R][P];  // outputs 0 to 7, 8 to 15
-  EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r) {
-    EFFINFER_UNROLL
-    for (int p = 0; p < P; ++p) first[r][p] = second[r][p] = _mm256_setzero_si256();
-  }
   for (int64_t units = b.units; units > 0; --units, packed += L::kUnitBytes) {
-    EFFINFER_UNROLL
-    for (int p = 0; p < P; ++p) __builtin_prefetch(packed + p * panel_stride + kLookupAhead);
     EFFINFER_UNROLL
     for (int step = 0; step < L::kUnitSteps; ++step) {
       EFFINFER_UNROLL
@@ -173,12 +161,6 @@ __attribute__((noinline)) void look_up(const LookupBlock& b, BinaryLookup) {
       tables += kStepBytes;
     }
   }
-  EFFINFER_UNROLL
-  for (int p = 0; p < P; ++p) {
-    EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r)
-      add_block(first[r][p], second[r][p], b.sums + p * b.panel_sums + r * kPanel);
-  }
 }
 
 // sum += bytes, in place as above.
@@ -188,7 +170,8 @@ EFFINFER_INLINE void accumulate_8(Int& sum, Int part) {
 }
 
 template <int R, int P>
-__attribute__((noinline)) void look_up(const LookupBlock& b, DenseLookup) {
+EFFINFER_INLINE void add_lookups(const LookupBlock& b, Int (&first)[R][P], Int (&second)[R][P],
+                                 DenseLookup) {
   using L = DenseLookup;
   const int64_t panel_stride = b.panel_stride, table_stride = b.table_stride;
   const uint8_t* packed = b.packed;
@@ -197,12 +180,6 @@ __attribute__((noinline)) void look_up(const LookupBlock& b, DenseLookup) {
   const Int split = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
   const Int place_values = _mm256_set1_epi16(L::kBase << 8 | 1), one = bytes(1);
-  Int first[R][P], second[R][P];  // outputs 0 to 7, 8 to 15
-  EFFINFER_UNROLL
-  for (int p = 0; p < P; ++p) {
-    EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r) first[r][p] = second[r][p] = _mm256_setzero_si256();
-  }
   for (int64_t units = b.units; units > 0; --units, packed += L::kUnitBytes) {
     Int signs[P][2], low[R][P], high[R][P];
     EFFINFER_UNROLL
@@ -249,13 +226,52 @@ __attribute__((noinline)) void look_up(const LookupBlock& b, DenseLookup) {
       }
     }
   }
+}
+
+template <class L, int R, int P>
+__attribute__((noinline)) void look_up(const LookupBlock& b) {
+  Int first[R][P] = {}, second[R][P] = {};
+  add_lookups<R, P>(b, first, second, L{});
   EFFINFER_UNROLL
   for (int p = 0; p < P; ++p) {
     EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r)
-      add_block(first[r][p], second[r][p], b.sums + p * b.panel_sums + r * kPanel);
+    for (int r = 0; r < R; ++r) {
+      auto* const at = reinterpret_cast<Int*>(b.sums + p * b.panel_sums + r * kPanel);
+      _mm256_storeu_si256(at, _mm256_add_epi32(load_bytes(at), add_halves(first[r][p])));
+      _mm256_storeu_si256(at + 1, _mm256_add_epi32(load_bytes(at + 1), add_halves(second[r][p])));
+    }
   }
 }
+
+// The tables of one row, for multiply_row.
+template <class L>
+struct TablesOfRow {
+  using Format = L;
+  static constexpr int kPanels = L::kLive;
+  const uint8_t* tables;
+
+  template <int P>
+  EFFINFER_INLINE void add(const uint8_t* w, int64_t panel_stride, int64_t unit, int64_t units,
+                           Int (&sums)[P][2]) const {
+    constexpr int64_t kMost = kBlockSteps<L> / L::kUnitSteps;
+    for (; units > 0; unit += kMost, units -= kMost) {
+      const LookupBlock block = {w + unit * L::kUnitBytes,
+                                 panel_stride,
+                                 tables + unit * L::kTableBytes,
+                                 0,
+                                 units < kMost ? units : kMost,
+                                 nullptr,
+                                 0};
+      Int first[1][P] = {}, second[1][P] = {};
+      add_lookups<1, P>(block, first, second, L{});
+      EFFINFER_UNROLL
+      for (int p = 0; p < P; ++p) {
+        sums[p][0] = _mm256_add_epi32(sums[p][0], add_halves(first[0][p]));
+        sums[p][1] = _mm256_add_epi32(sums[p][1], add_halves(second[0][p]));
+      }
+    }
+  }
+};
 
 // R rows times all panels.
 template <class L, int R>
@@ -266,9 +282,9 @@ EFFINFER_INLINE void look_up_rows(LookupBlock b, int64_t panels) {
     b.sums += by * b.panel_sums;
     panels -= by;
   };
-  for (; panels >= kPanels; advance(kPanels)) look_up<R, kPanels>(b, L{});
+  for (; panels >= kPanels; advance(kPanels)) look_up<L, R, kPanels>(b);
   if constexpr (kPanels > 1) {
-    for (; panels > 0; advance(1)) look_up<R, 1>(b, L{});
+    for (; panels > 0; advance(1)) look_up<L, R, 1>(b);
   }
 }
 
@@ -292,6 +308,7 @@ void look_up_panels(LookupBlock b, int64_t rows, int64_t panels) {
 // One task; as int8_task, but a block of all panels side by side reads its tables once.
 template <class L>
 void lookup_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) {
+  if (t.rows == 1) return row_task(a, q, t, TablesOfRow<L>{q.tables + t.row * q.table_stride});
   constexpr int64_t kLongest = kBlock / L::kUnitK * L::kUnitK;
   const LowbitWeight& w = a.weight;
   const int64_t k = a.io.k, rows = t.rows, part = rows * kPanel;

@@ -19,8 +19,9 @@ struct RowPanels {
   float* totals;  // [P, 16]
 };
 
-// totals = fma(offset, X, fma(scale, S, totals)) of panel p, as end_rows.
-template <int kStep, int kCentre>
+// totals = fma(offset, X, fma(scale, S, totals)) of panel p, as end_rows. Plain is what groups
+// mostly are: f16 scales, no zeros, no offsets.
+template <int kStep, int kCentre, bool kPlain>
 EFFINFER_INLINE void end_group(const RowPanels& at, int p, int64_t g, const Int (&sums)[2]) {
   const LowbitWeight& w = *at.weight;
   const int32_t x_sum = at.x_sums[g];
@@ -29,11 +30,12 @@ EFFINFER_INLINE void end_group(const RowPanels& at, int p, int64_t g, const Int 
   for (int v = 0; v < kVecs; ++v) {
     const int64_t i = (at.panel + p) * w.scale_stride + g * kPanel + v * kLanes;
     float* const total = at.totals + p * kPanel + v * kLanes;
-    const IVec zero = w.zero != nullptr ? (load_u8(w.zero + i) - splat_i(lost)) * splat_i(x_sum)
-                                        : splat_i(kCentre * x_sum);
-    const Vec s = to_float((IVec)sums[v] * kStep - zero);
-    Vec t = fma(load_as(w.scale, w.scale_type, i), s, load(total));
-    if (w.offset != nullptr)
+    const bool centred = kPlain || w.zero == nullptr;
+    const IVec zero =
+        centred ? splat_i(kCentre * x_sum) : (load_u8(w.zero + i) - splat_i(lost)) * splat_i(x_sum);
+    const Vec scale = load_as(w.scale, kPlain ? DType::f16 : w.scale_type, i);
+    Vec t = fma(scale, to_float((IVec)sums[v] * kStep - zero), load(total));
+    if (!kPlain && w.offset != nullptr)
       t = fma(load_as(w.offset, w.scale_type, i), to_float(splat_i(x_sum)), t);
     store(total, t);
   }
@@ -67,44 +69,67 @@ EFFINFER_INLINE void add_units(const uint8_t* w, const int8_t* x, Int (&sum)[2])
   }
 }
 
-template <class F, int P>
-__attribute__((noinline)) void multiply_row(const RowPanels& at, const int8_t* x, int64_t k) {
-  constexpr int kTurn = F::kUnitBytes < kTurnBytes ? kTurnBytes / F::kUnitBytes : 1;
-  const int64_t panel_stride = at.weight->panel_stride, group = at.weight->group;
-  const uint8_t* w = at.weight->packed + at.panel * panel_stride;
-  for (int64_t g = 0; g * group < k; ++g) {
-    const int64_t left = k - g * group;
-    int64_t units = ((left < group ? left : group) + F::kUnitK - 1) / F::kUnitK;
-    Int sums[P][2] = {};
+// A row of codes, multiplied by those of a format that decodes in registers.
+template <class F>
+struct CodesOfRow {
+  using Format = F;
+  static constexpr int kPanels = 4;  // whose sums fill the registers
+  const int8_t* x;
+
+  // sums += `units` units of P panels from `unit` on, w being the first panel's.
+  template <int P>
+  EFFINFER_INLINE void add(const uint8_t* w, int64_t panel_stride, int64_t unit, int64_t units,
+                           Int (&sums)[P][2]) const {
+    constexpr int kTurn = F::kUnitBytes < kTurnBytes ? kTurnBytes / F::kUnitBytes : 1;
+    const int8_t* x_at = x + unit * F::kUnitK;
+    w += unit * F::kUnitBytes;
     const auto turns = [&]<int kUnits>() __attribute__((always_inline)) {
       for (; units >= kUnits; units -= kUnits) {
         EFFINFER_UNROLL
-        for (int p = 0; p < P; ++p) add_units<F, kUnits>(w + p * panel_stride, x, sums[p]);
+        for (int p = 0; p < P; ++p) add_units<F, kUnits>(w + p * panel_stride, x_at, sums[p]);
         w += kUnits * F::kUnitBytes;
-        x += kUnits * F::kUnitK;
+        x_at += kUnits * F::kUnitK;
       }
     };
     turns.template operator()<kTurn>();
     if constexpr (kTurn > 1) turns.template operator()<1>();
-    for (int p = 0; p < P; ++p) end_group<F::kStep, F::kCentre>(at, p, g, sums[p]);
+  }
+};
+
+// Row: CodesOfRow, or what lookup_avx2.h has for formats that are looked up.
+template <class Row, int P>
+__attribute__((noinline)) void multiply_row(const RowPanels& at, const Row& row, int64_t k) {
+  using F = typename Row::Format;
+  const LowbitWeight& weight = *at.weight;
+  const bool plain =
+      weight.scale_type == DType::f16 && weight.zero == nullptr && weight.offset == nullptr;
+  const int64_t panel_stride = weight.panel_stride, group = weight.group;
+  const uint8_t* const w = weight.packed + at.panel * panel_stride;
+  for (int64_t g = 0, begin = 0; begin < k; ++g, begin += group) {
+    const int64_t length = k - begin < group ? k - begin : group;
+    Int sums[P][2] = {};
+    row.template add<P>(w, panel_stride, begin / F::kUnitK, (length + F::kUnitK - 1) / F::kUnitK,
+                        sums);
+    if (plain) {
+      EFFINFER_UNROLL
+      for (int p = 0; p < P; ++p) end_group<F::kStep, F::kCentre, true>(at, p, g, sums[p]);
+    } else {
+      for (int p = 0; p < P; ++p) end_group<F::kStep, F::kCentre, false>(at, p, g, sums[p]);
+    }
   }
 }
 
-template <class F>
-void row_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) {
-  const int8_t* const x = q.codes + t.row * q.stride;
-  RowPanels at = {&a.weight, q.sums + t.row * q.groups, t.panel, t.scratch};
+template <class Row>
+void row_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t, const Row& row) {
   for (int64_t p = 0; p < t.panels; p += kSideBySide) {
     const int64_t width = t.panels - p < kSideBySide ? t.panels - p : kSideBySide;
     memset(t.scratch, 0, static_cast<size_t>(width * kPanel) * sizeof(float));
-    at.panel = t.panel + p;
-    at.totals = t.scratch;
-    if (width == kSideBySide) {
-      multiply_row<F, kSideBySide>(at, x, a.io.k);
-    } else {
-      for (; at.panel < t.panel + t.panels; ++at.panel, at.totals += kPanel)
-        multiply_row<F, 1>(at, x, a.io.k);
-    }
+    RowPanels at = {&a.weight, q.sums + t.row * q.groups, t.panel + p, t.scratch};
+    const int64_t stop = at.panel + width;
+    const auto advance = [&](int64_t by) { at.panel += by, at.totals += by * kPanel; };
+    for (; at.panel + Row::kPanels <= stop; advance(Row::kPanels))
+      multiply_row<Row, Row::kPanels>(at, row, a.io.k);
+    for (; at.panel < stop; advance(1)) multiply_row<Row, 1>(at, row, a.io.k);
     finish_panels(a, q.scale + t.row, t, p, width, t.scratch);
   }
 }
