@@ -288,7 +288,7 @@ def _run(
     _check(x, format, activations, epilogue)
     x = contiguous_rows(x) if order is None else x.index_select(-1, order)
     y = (
-        x.new_empty((*x.shape[:-1], out_features))
+        x.new_empty(*x.shape[:-1], out_features)
         if x.dtype in _FLOATS and multiplier is None
         else _fake(x, multiplier, out_features)
     )
