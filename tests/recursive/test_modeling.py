@@ -126,6 +126,7 @@ def test_logits_to_keep(model: RecursiveForCausalLM):
     assert close(model(ids, logits_to_keep=torch.tensor([0, 4])).logits, logits[:, [0, 4]])
 
 
+@torch.enable_grad()
 def test_training_computes_the_same_and_reaches_every_parameter(model: RecursiveForCausalLM):
     ids = random_tokens(2, 9)
     expected = model(ids, labels=ids)
