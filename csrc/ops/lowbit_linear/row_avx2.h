@@ -114,7 +114,10 @@ __attribute__((noinline)) void multiply_row(const RowPanels& at, const Row& row,
       EFFINFER_UNROLL
       for (int p = 0; p < P; ++p) end_group<F::kStep, F::kCentre, true>(at, p, g, sums[p]);
     } else {
-      for (int p = 0; p < P; ++p) end_group<F::kStep, F::kCentre, false>(at, p, g, sums[p]);
+      Int held[P][2];  // an index that varies would keep the sums themselves in memory
+      EFFINFER_UNROLL
+      for (int p = 0; p < P; ++p) held[p][0] = sums[p][0], held[p][1] = sums[p][1];
+      for (int p = 0; p < P; ++p) end_group<F::kStep, F::kCentre, false>(at, p, g, held[p]);
     }
   }
 }
