@@ -80,12 +80,20 @@ class Mamba1Mixer:
         return self.out_proj(y.transpose(1, 2)), conv_state, ssm_state
 
     def step(
-        self, hidden: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        conv_state: torch.Tensor,
+        ssm_state: torch.Tensor,
+        slots: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One token (B, 1, H); both states move on in place."""
+        """One token (B, 1, H); both states move on in place, those in ``slots`` (B,) where given."""
         A, D, weight, bias = self._constants()
         x, z = self.in_proj(hidden[:, 0]).chunk(2, dim=-1)
-        x = ops.causal_conv1d_update(x, conv_state, weight, bias, self.activation)
+        x = ops.causal_conv1d_update(
+            x, conv_state, weight, bias, self.activation, state_indices=slots
+        )
         dt, B, C = self._select(x)
-        y = ops.selective_state_update(ssm_state, x, dt, A, B, C, D, z, dt_softplus=True)
+        y = ops.selective_state_update(
+            ssm_state, x, dt, A, B, C, D, z, dt_softplus=True, state_indices=slots
+        )
         return self.out_proj(y).unsqueeze(1)

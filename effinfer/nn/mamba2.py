@@ -110,12 +110,18 @@ class Mamba2Mixer:
         return self._finish(y, gate), conv_state, ssm_state
 
     def step(
-        self, hidden: torch.Tensor, conv_state: torch.Tensor, ssm_state: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        conv_state: torch.Tensor,
+        ssm_state: torch.Tensor,
+        slots: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One token (B, 1, H); both states move on in place."""
+        """One token (B, 1, H); both states move on in place, those in ``slots`` (B,) where given."""
         A, D, dt_bias, weight, bias = self._constants()
         gate, x, dt = self._split(self.project(hidden)[:, 0])
-        x = ops.causal_conv1d_update(x, conv_state, weight, bias, self.activation)
+        x = ops.causal_conv1d_update(
+            x, conv_state, weight, bias, self.activation, state_indices=slots
+        )
         x, B, C = self._heads(x)
         y = ops.ssd_state_update(
             ssm_state,
@@ -129,5 +135,6 @@ class Mamba2Mixer:
             dt_bias,
             dt_softplus=True,
             dt_limit=self.dt_limit(),
+            state_indices=slots,
         )
         return self._finish(y, gate).unsqueeze(1)

@@ -36,6 +36,7 @@ class DirectMamba1(Mamba1Mixer):
         conv_state: torch.Tensor,
         ssm_state: torch.Tensor,
         norm: Any = None,
+        slots: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One token (B, 1, H), as ``step``."""
         native, (in_proj, x_proj, dt_proj, out_proj), (A, D, weight, bias) = direct
@@ -54,11 +55,11 @@ class DirectMamba1(Mamba1Mixer):
         key = (1, batch, features, width, rank, states, hidden.dtype)
         entry, xz, u, z, x, selected, low, B, C, dt, y = scratch(key, make)
         multiply(native, in_proj, normed(native, norm, hidden, entry), xz)
-        native.causal_conv1d_update(u, conv_state, weight, bias, True, 1, None, x)
+        native.causal_conv1d_update(u, conv_state, weight, bias, True, 1, slots, x)
         multiply(native, x_proj, x, selected)
         low, B, C = self.normalise(low, B, C)
         multiply(native, dt_proj, low, dt)
-        native.selective_state_update(ssm_state, x, dt, A, B, C, D, z, None, True, None, y)
+        native.selective_state_update(ssm_state, x, dt, A, B, C, D, z, None, True, slots, y)
         out = hidden.new_empty(batch, 1, out_proj[1])
         multiply(native, out_proj, y, out, None if norm is None else hidden)
         return out

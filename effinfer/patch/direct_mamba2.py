@@ -37,6 +37,7 @@ class DirectMamba2(Mamba2Mixer):
         conv_state: torch.Tensor,
         ssm_state: torch.Tensor,
         norm: Any = None,
+        slots: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One token (B, 1, H), as ``step``."""
         native, (in_proj, out_proj), (A, D, dt_bias, weight, bias) = direct
@@ -61,10 +62,10 @@ class DirectMamba2(Mamba2Mixer):
         )
         entry, projected, gate, raw, dt, mixed, x, B, C, y = scratch(key, make)
         multiply(native, in_proj, normed(native, norm, hidden, entry), projected)
-        native.causal_conv1d_update(raw, conv_state, weight, bias, True, 1, None, mixed)
+        native.causal_conv1d_update(raw, conv_state, weight, bias, True, 1, slots, mixed)
         native.ssd_state_update(
             ssm_state, x, dt, A, B, C, D, self._gate_heads(gate), dt_bias, True,
-            *self.dt_limit(), None, self._by_head(y),
+            *self.dt_limit(), slots, self._by_head(y),
         )  # fmt: skip
         if not isinstance(self.norm, nn.Identity):
             y = self.norm(y, gate)

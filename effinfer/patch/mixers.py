@@ -78,6 +78,9 @@ class CachedMixer(Patched):
         output is that of the residual block around both; of a run of tokens, it may be that of the
         ``last`` ones.
         """
+        if (mix := getattr(cache, "mix", None)) is not None:  # an engine's, over slots of sequences
+            output: torch.Tensor = mix(self, hidden_states, direct, norm)
+            return output
         states = None if cache is None else read_states(cache, self.layer_idx)
         if direct is not None:
             hidden_states = hidden_states.contiguous()

@@ -1,0 +1,271 @@
+"""What a Hugging Face model finds where it expects its cache: the launch's pages and slots.
+
+The rows of a launch are given to the model as one sequence (1, T). Its attention layers bring their
+keys and values to ``update`` and then ask for attention; patched state space mixers bring their input
+to ``mix``. Both find each row's own sequence here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache
+
+from effinfer.engine.batch import FIRST, ROWS, STATE_OUT, Batch
+from effinfer.engine.kv import KVPages, StatePool
+from effinfer.errors import UnsupportedModelError
+from effinfer.nn import Mamba1Mixer
+from effinfer.ops import paged_attention, state_copy, state_gather, state_scatter
+
+_thread = threading.local()
+
+
+class LaunchCache(Cache):  # type: ignore[misc]
+    """A cache that keeps nothing by itself; layers without pages or slots are refused."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def __enter__(self) -> LaunchCache:
+        _thread.cache = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _thread.cache = None
+
+    def attend(
+        self, query: torch.Tensor, scale: float, window: int | None, softcap: float
+    ) -> torch.Tensor:
+        """Attention of query (1, H, T, D) over the sequences of the rows: (1, T, H, D)."""
+        raise NotImplementedError
+
+    def mix(self, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any) -> torch.Tensor:
+        """What a patched mixer does with its states: hidden (1, T, H) to the same."""
+        raise NotImplementedError
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: how far a sequence is differs from row to row, and positions are given."""
+        return 0
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise UnsupportedModelError(
+            "a layer keeps a convolution or recurrent state, and its mixer is not patched"
+        )
+
+    get_conv_state = update_conv_state = _refuse
+    get_recurrent_state = update_recurrent_state = update_indexer = _refuse
+
+
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function a runner puts into a model's configuration."""
+    cache: LaunchCache | None = _thread.__dict__.get("cache")
+    if cache is None:
+        raise RuntimeError("this model belongs to an engine's runner until that is closed")
+    given = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
+    if given:
+        raise UnsupportedModelError(f"its attention takes {', '.join(given)}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return cache.attend(query, scale, sliding_window, softcap or 0.0), None
+
+
+class ShapeRecorder(LaunchCache):
+    """Notes what the model would keep; its attention and mixers give zeros.
+
+    Attributes:
+        heads: for each layer that keeps keys and values, by the model's number: heads and dimension.
+        windows: the sliding window each of these asked for.
+        mixers: the patched mixers, by the model's number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: dict[int, tuple[int, int]] = {}
+        self.windows: dict[int, int | None] = {}
+        self.mixers: dict[int, Any] = {}
+        self._layer: int | None = None
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Note the shape of keys and values."""
+        if key_states.shape != value_states.shape:
+            raise UnsupportedModelError("its keys and values differ in shape")
+        self._layer = layer_idx
+        self.heads[layer_idx] = (key_states.shape[1], key_states.shape[3])
+        return key_states, value_states
+
+    def attend(
+        self, query: torch.Tensor, scale: float, window: int | None, softcap: float
+    ) -> torch.Tensor:
+        """Note the window of the layer that came to ``update`` last."""
+        if self._layer is None:
+            raise UnsupportedModelError("an attention layer does not update the cache before")
+        self.windows[self._layer], self._layer = window, None
+        return torch.zeros_like(query).transpose(1, 2)
+
+    def mix(self, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any) -> torch.Tensor:
+        """Note the mixer."""
+        self.mixers[mixer.layer_idx] = mixer
+        return torch.zeros_like(hidden)
+
+
+def state_shapes(mixer: Any) -> list[tuple[int, ...]]:
+    """The convolution's and the recurrent state of a patched mixer."""
+    channels, past = mixer.conv1d.weight.shape[0], mixer.conv1d.weight.shape[-1] - 1
+    if isinstance(mixer, Mamba1Mixer):
+        return [(channels, past), tuple(mixer.A_log.shape)]
+    return [(channels, past), (mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Segments of one length, as a batch."""
+
+    rows: torch.Tensor  # int64
+    whole: bool  # all rows of the launch, in order
+    count: int
+    length: int
+    slots: torch.Tensor
+
+
+def _groups(segments: np.ndarray[Any, Any], rows: int) -> list[_Group]:
+    groups = []
+    for length in np.unique(segments[:, ROWS]).tolist():
+        chosen = segments[segments[:, ROWS] == length]
+        at = (chosen[:, FIRST, None] + np.arange(length)).reshape(-1)
+        groups.append(
+            _Group(
+                torch.from_numpy(at).long(),
+                len(at) == rows,
+                len(chosen),
+                length,
+                torch.from_numpy(np.ascontiguousarray(chosen[:, STATE_OUT])),
+            )
+        )
+    return groups
+
+
+class SlotCache(LaunchCache):
+    """Pages and state slots of all layers, as one launch sees them.
+
+    Args:
+        pages: the attention layers' keys and values.
+        pool: the mixers' states, two of each.
+        attention_layers, mixer_layers: the model's numbers of these, in the order of ``pages`` and
+            ``pool``.
+    """
+
+    def __init__(
+        self,
+        pages: KVPages,
+        pool: StatePool,
+        attention_layers: Sequence[int],
+        mixer_layers: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self._pages = {
+            layer: (keys, values)
+            for layer, keys, values in zip(attention_layers, pages.keys, pages.values, strict=True)
+        }
+        pairs = zip(pool.states[::2], pool.states[1::2], strict=True)
+        self._states = dict(zip(mixer_layers, pairs, strict=True))
+        self._layer: int | None = None
+
+    def begin(self, batch: Batch) -> None:
+        """Serve the rows of ``batch`` from now on."""
+        self._batch = batch
+        self._groups = _groups(batch.segments, batch.rows) if self._states else []
+        self._iota = torch.arange(batch.rows, dtype=torch.int32)
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values (1, H, T, D) to the rows' slots."""
+        self._layer = layer_idx
+        for pages, new in zip(self._pages[layer_idx], (key_states, value_states), strict=True):
+            rows = new[0].transpose(0, 1).to(pages.dtype)
+            state_copy(pages[0].flatten(0, 1), self._batch.kv_slots, rows, self._iota)
+        return key_states, value_states
+
+    def attend(
+        self, query: torch.Tensor, scale: float, window: int | None, softcap: float
+    ) -> torch.Tensor:
+        """As ``LaunchCache.attend``, over the layer that came to ``update`` last."""
+        assert self._layer is not None  # as the recorder saw
+        batch, (keys, values) = self._batch, self._pages[self._layer]
+        self._layer = None
+        out: torch.Tensor = paged_attention(
+            query[0].transpose(0, 1),
+            keys[0],
+            values[0],
+            batch.block_table,
+            batch.lines,
+            batch.positions,
+            scale=scale,
+            window=window or 0,
+            softcap=softcap,
+        )
+        return out.unsqueeze(0)
+
+    def mix(self, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any) -> torch.Tensor:
+        """As ``LaunchCache.mix``: segments of one length together."""
+        hidden = hidden.contiguous()
+        first = self._groups[0]
+        if first.whole:
+            output = self._run(
+                first, mixer, hidden.view(first.count, first.length, -1), direct, norm
+            )
+            return output.view(hidden.shape)
+        mixed = torch.empty_like(hidden)
+        for group in self._groups:
+            part = hidden[0].index_select(0, group.rows)
+            part = part.view(group.count, group.length, -1)
+            output = self._run(group, mixer, part, direct, norm)
+            mixed[0].index_copy_(0, group.rows, output.flatten(0, 1))
+        return mixed
+
+    def _run(
+        self, group: _Group, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any
+    ) -> torch.Tensor:
+        """A mixer on (segments, length, H), whose states move on in their slots."""
+        states = self._states[mixer.layer_idx]
+        output: torch.Tensor
+        if group.length == 1:
+            if direct is None:
+                output = mixer.step(hidden, *states, group.slots)
+            else:
+                output = mixer.direct_step(direct, hidden, *states, norm, group.slots)
+            return output
+        before = [state_gather(pool, group.slots) for pool in states]
+        if direct is None:
+            output, *after = mixer.scan(hidden, *before)
+        else:
+            output, *after = mixer.direct_scan(direct, hidden, *before, norm)
+        for pool, state in zip(states, after, strict=True):
+            state_scatter(pool, group.slots, state)
+        return output
