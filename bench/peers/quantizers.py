@@ -1,8 +1,9 @@
 """Quantizers on one 4096 x 4096 layer with correlated inputs: seconds, and the output's error.
 
-Inputs share factors, an eighth as many as there are channels, and channels differ in size, as a
-transformer's do. Each quantizer runs once; 3 and 4 bits, one scale a row. "gptq" takes the columns as
-they come, "act-order" the largest inputs first; "gptq+cd" is 10 sweeps from the latter's result.
+Inputs share factors, an eighth as many as there are channels. Channels are of one size, or of many as
+a transformer's are: then the order of columns matters to GPTQ. Each quantizer runs once; 3 and 4
+bits, one scale a row. "gptq" takes the columns as they come, "act-order" the largest inputs first;
+"gptq+cd" is 10 sweeps from the latter's result.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from bench.peers.common import arguments, set_threads, write_case
 
 SIZE, SAMPLES, SWEEPS = 4096, 8192, 25
 NOISE = 0.3
+SPREADS = {"equal": 0.0, "unequal": 0.5}
 
 
-def layer(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight and the X^T X of its inputs."""
+def layer(size: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and the X^T X of its inputs, whose channels' sizes have this log-normal spread."""
     torch.manual_seed(0)
     factors = torch.randn(size // 8, size) * (size // 8) ** -0.5
     x = torch.randn(SAMPLES, size // 8) @ factors + NOISE * torch.randn(SAMPLES, size)
-    x *= torch.randn(size).mul(0.5).exp()
+    x *= torch.randn(size).mul(spread).exp()
     return torch.randn(size, size) * size**-0.5, x.T @ x
 
 
@@ -54,12 +56,12 @@ def quantizers() -> dict[str, Callable[..., Any]]:
     }
 
 
-def compare(args: argparse.Namespace, *, format: str) -> None:
-    case = f"{format} {SIZE}x{SIZE}, {SWEEPS} sweeps, threads={args.threads}"
+def compare(args: argparse.Namespace, *, format: str, channels: str) -> None:
+    case = f"{format} {SIZE}x{SIZE}, {channels} channels, {SWEEPS} sweeps, threads={args.threads}"
     if args.cases not in case:
         return
     set_threads(args.threads)
-    weight, hessian = layer(SIZE)
+    weight, hessian = layer(SIZE, SPREADS[channels])
     seconds, errors = {}, {}
     for name, quantize in quantizers().items():
         start = time.perf_counter()
@@ -86,8 +88,9 @@ def show(case: str, entry: dict[str, Any]) -> None:
 
 def main() -> None:
     args = arguments(__doc__)
-    for format in ("int3", "int4"):
-        compare(args, format=format)
+    for channels in SPREADS:
+        for format in ("int3", "int4"):
+            compare(args, format=format, channels=channels)
 
 
 if __name__ == "__main__":
