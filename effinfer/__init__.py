@@ -3,6 +3,8 @@
 Importing this changes nothing in torch or transformers.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from effinfer import fold, nn, ops
 from effinfer._native import backend_info, set_backend, set_num_threads, use_backend, use_reference
 from effinfer.errors import (
@@ -24,20 +26,27 @@ from effinfer.quant import (
 )
 from effinfer.recursive import to_recursive
 
+if TYPE_CHECKING:
+    from effinfer.engine import Engine, Output, SamplingParams, generate
+
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
     "EffinferError",
+    "Engine",
+    "Output",
     "PatchConflictError",
     "PatchReport",
     "QuantConfig",
     "QuantReport",
+    "SamplingParams",
     "UnsupportedModelError",
     "UnsupportedOpError",
     "VerificationError",
     "backend_info",
     "fold",
+    "generate",
     "load_quantized",
     "nn",
     "ops",
@@ -55,3 +64,14 @@ __all__ = [
     "use_backend",
     "use_reference",
 ]
+
+_OF_THE_ENGINE = ("Engine", "Output", "SamplingParams", "generate")
+
+
+def __getattr__(name: str) -> Any:
+    """The engine's names, imported when they are first asked for."""
+    if name in _OF_THE_ENGINE:
+        from effinfer import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'effinfer' has no attribute {name!r}")

@@ -94,7 +94,11 @@ def calibrate(
         if not 0.0 < value < 1.0:
             raise ValueError(f"calibrate: {name} must be in (0, 1), got {value!r}")
     chosen = _policy(policy)
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "loops") or not hasattr(config, "r_min"):
+        raise UnsupportedModelError(
+            f"calibrate: {type(model).__name__} has no loops; effinfer.to_recursive makes some"
+        )
     scores, right = _judge(model, _as_ids(data, tokenizer), chosen)
     if thresholds is None:
         thresholds = default_thresholds(chosen.name, config.vocab_size)
@@ -215,11 +219,6 @@ def _judge(
     model: nn.Module, batches: Sequence[torch.Tensor], policy: ExitPolicy
 ) -> tuple[Array, Array]:
     """Scores ``(R, n)`` and whether the token is full depth's ``(R, n)``, at every position."""
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "loops") or not hasattr(config, "r_min"):
-        raise UnsupportedModelError(
-            f"calibrate: {type(model).__name__} has no loops; effinfer.to_recursive makes some"
-        )
     scores, right = [], []
     for ids in batches:
         with torch.inference_mode():

@@ -100,11 +100,13 @@ class StopStrings:
 
 
 class TextStream:
-    """Detokenizer and stop strings of one request."""
+    """Detokenizer and stop strings of one request; text that is complete before ``min_tokens``
+    tokens can't be a stop string."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(stop)
+        self._early = max(0, min_tokens - 1)  # tokens that can't end it
 
     @property
     def stopped(self) -> bool:
@@ -113,7 +115,11 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that one more token makes certain; may be empty."""
-        return self._stop.push(self._detokenizer.push(token))
+        piece = self._detokenizer.push(token)
+        if self._early > 0:
+            self._early -= 1
+            return piece
+        return self._stop.push(piece)
 
     def flush(self) -> str:
         """The rest of the text, when no token comes any more."""

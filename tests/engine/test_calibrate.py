@@ -7,14 +7,19 @@ from math import comb
 
 import numpy as np
 import pytest
+import torch
 
 from effinfer.engine.calibrate import (
     binomial_tail,
+    calibrate,
     choose_threshold,
     default_thresholds,
     exit_depths,
 )
-from effinfer.engine.policies import BY_NAME
+from effinfer.engine.policies import BY_NAME, from_config, gate
+from effinfer.errors import UnsupportedModelError
+from effinfer.recursive.config import RecursiveConfig
+from effinfer.recursive.modeling import RecursiveForCausalLM
 
 
 @pytest.mark.parametrize(("n", "rate"), [(1, 0.5), (10, 0.1), (60, 0.01), (200, 0.3)])
@@ -58,7 +63,7 @@ def true_agreement(threshold):
 def test_the_bound_holds_as_often_as_it_says():
     thresholds = default_thresholds("margin", 0, 100)
     rng = np.random.default_rng(0)
-    tries, agreement, confidence = 400, 0.95, 0.8
+    tries, agreement, confidence = 150, 0.95, 0.8
     found = [
         choose_threshold(*world(500, rng), thresholds, agreement=agreement, confidence=confidence)
         for _ in range(tries)
@@ -92,3 +97,91 @@ def test_default_thresholds_begin_where_nothing_exits(policy):
     assert thresholds == sorted(thresholds, reverse=True)
     assert thresholds[0] == (0.0 if policy == "entropy" else 1.0)
     assert 200 <= len(thresholds) <= 202
+
+
+def tiny_recursive(loops=3):
+    torch.manual_seed(0)
+    config = RecursiveConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        block_layers=1,
+        loops=loops,
+        lora_rank=2,
+        initializer_range=0.3,
+    )
+    return RecursiveForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("policy", BY_NAME)
+def test_a_model_is_calibrated_as_its_loops_say(policy, capsys):
+    model = tiny_recursive()
+    ids = torch.randint(0, 40, (6, 100), generator=torch.Generator().manual_seed(1))
+    result = calibrate(model, [ids[:2], *ids[2:]], policy=policy, agreement=0.6, confidence=0.9)
+
+    found = from_config(model.config.exit)
+    assert isinstance(found, BY_NAME[policy])
+    assert found.threshold == result.threshold
+    assert model.config.exit["agreement"] == 0.6
+    assert f"{policy} > " in capsys.readouterr().out
+
+    # By hand: every position's loops judged one after the other, with the found threshold.
+    with torch.inference_mode():
+        logits = model(input_ids=ids, output_loop_logits=True).loop_logits
+        hidden = []
+        hooks = [
+            loop.norm.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+            for loop in model.model.loops
+        ]
+        model(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    tops = [x.argmax(-1) for x in logits]
+    depth = torch.full(ids.shape, 3)
+    for loop in (1, 0):
+        p = logits[loop].softmax(-1)
+        two = p.topk(2).values
+        score = {
+            "margin": two[..., 0] - two[..., 1],
+            "stable_margin": two[..., 0] - two[..., 1],
+            "max_prob": two[..., 0],
+            "entropy": (p * p.log()).sum(-1),
+            "cosine": torch.nn.functional.cosine_similarity(hidden[loop], hidden[loop - 1], dim=-1),
+        }[policy]
+        sure = score > result.threshold
+        if policy in ("stable_margin", "cosine"):
+            sure &= torch.tensor(loop > 0)
+        if policy == "stable_margin":
+            sure &= tops[loop] == tops[loop - 1]
+        depth[sure] = loop + 1
+    chosen = torch.stack(tops).gather(0, depth[None] - 1)[0]
+    assert result.tokens == ids.numel()
+    assert abs(result.disagreements - int((chosen != tops[2]).sum())) <= 1  # f32 at the threshold
+    assert result.depth == pytest.approx(depth.float().mean().item(), abs=0.01)
+    assert result.disagreements <= 0.4 * ids.numel()
+
+
+def test_a_gate_is_calibrated_and_not_stored():
+    model = tiny_recursive()
+    ids = torch.randint(0, 40, (4, 100), generator=torch.Generator().manual_seed(1))
+    result = calibrate(
+        model, ids, policy=gate(torch.nn.Linear(32, 1), 0.5), agreement=0.5, verbose=False
+    )
+    assert result.policy == "gate"
+    assert model.config.exit is None
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    model = tiny_recursive()
+    with pytest.raises(ValueError, match=r"calibrate: agreement must be in \(0, 1\), got 1"):
+        calibrate(model, [[1, 2]], agreement=1)
+    with pytest.raises(ValueError, match="calibrate: policy must be a gate or one of"):
+        calibrate(model, [[1, 2]], policy="luck")
+    with pytest.raises(ValueError, match="calibrate: data holds texts; pass tokenizer="):
+        calibrate(model, "text")
+    with pytest.raises(ValueError, match="calibrate: data is empty"):
+        calibrate(model, [])
+    with pytest.raises(UnsupportedModelError, match="Linear has no loops"):
+        calibrate(torch.nn.Linear(1, 1), [[1]])

@@ -64,27 +64,23 @@ def test_uniform_numbers_are_uniform_over_positions_and_over_seeds():
 @settings(max_examples=25, deadline=None)
 def test_filters_keep_what_transformers_keeps(seed, k, p, min_p, scale):
     x = logits_of(3, seed=seed, scale=scale).double()
-    assert torch.equal(
-        sampling.keep_top_k(x, torch.tensor([k, k, k])), hf.TopKLogitsWarper(k)(None, x)
-    )
-    column = torch.full((3, 1), p, dtype=torch.float64)
-    assert torch.equal(sampling.keep_top_p(x, column), hf.TopPLogitsWarper(p)(None, x))
+    assert torch.equal(sampling.keep_top_k(x, [k, k, k]), hf.TopKLogitsWarper(k)(None, x))
+    assert torch.equal(sampling.keep_top_p(x, [p] * 3), hf.TopPLogitsWarper(p)(None, x))
     assert torch.equal(sampling.keep_min_p(x, [min_p] * 3), hf.MinPLogitsWarper(min_p)(None, x))
 
 
 def test_filters_take_each_rows_own_number():
     x = logits_of(4).double()
-    some = sampling.keep_top_k(x, torch.tensor([0, 1, 5, VOCAB + 1]))
+    some = sampling.keep_top_k(x, [0, 1, 5, VOCAB + 1])
     assert kept(some).sum(dim=1).tolist() == [VOCAB, 1, 5, VOCAB]
-    p = torch.tensor([[1.0], [1e-9], [0.5], [1.0]], dtype=torch.float64)
+    p = [1.0, 1e-9, 0.5, 1.0]
     assert kept(sampling.keep_top_p(x, p)).sum(dim=1)[[0, 1, 3]].tolist() == [VOCAB, 1, VOCAB]
     assert kept(sampling.keep_min_p(x, [0.0, 1.0, 0.1, 0.0])).sum(dim=1)[0] == VOCAB
 
 
 def test_top_p_past_its_candidates_sorts_the_rest():
     flat = logits_of(2, vocab=4 * sampling.CANDIDATES, scale=0.01).double()
-    p = torch.tensor([[0.9], [0.05]], dtype=torch.float64)
-    got = sampling.keep_top_p(flat, p)
+    got = sampling.keep_top_p(flat, [0.9, 0.05])
     for row, value in enumerate([0.9, 0.05]):
         want = hf.TopPLogitsWarper(value)(None, flat[row : row + 1])
         assert torch.equal(got[row : row + 1], want)
@@ -92,9 +88,8 @@ def test_top_p_past_its_candidates_sorts_the_rest():
 
 def test_equals_at_the_border_are_kept_together():
     x = torch.tensor([[1.0, 0.0, 0.0, 0.0, -5.0]], dtype=torch.float64)
-    assert kept(sampling.keep_top_k(x, torch.tensor([2]))).tolist() == [[True] * 4 + [False]]
-    p = torch.tensor([[0.6]], dtype=torch.float64)
-    assert kept(sampling.keep_top_p(x, p)).tolist() == [[True] * 4 + [False]]
+    assert kept(sampling.keep_top_k(x, [2])).tolist() == [[True] * 4 + [False]]
+    assert kept(sampling.keep_top_p(x, [0.6])).tolist() == [[True] * 4 + [False]]
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0])

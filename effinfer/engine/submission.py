@@ -1,0 +1,96 @@
+"""Checks of a request before it reaches the engine's thread."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from effinfer.engine.params import SamplingParams
+
+
+class RequestTooLong(ValueError):
+    """Prompt and output can never fit the model's positions or the engine's memory."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests of an engine are held to.
+
+    Attributes:
+        vocab_size: ids are below it.
+        total: tokens of prompt and output together.
+        tokenizer: for texts and stop strings; None without.
+    """
+
+    vocab_size: int
+    total: int
+    tokenizer: Any
+
+    def prompt(self, ids: Any) -> list[int]:
+        """Token ids of a prompt: a sequence, an array, a tensor or a text.
+
+        Raises:
+            ValueError, TypeError: it is none, or an id is out of range.
+        """
+        if isinstance(ids, str):
+            if self.tokenizer is None:
+                raise ValueError("submit: a text needs an engine with a tokenizer")
+            ids = self.tokenizer(ids)["input_ids"]
+        prompt = np.asarray(ids)
+        if prompt.ndim == 2 and len(prompt) == 1:
+            prompt = prompt[0]
+        if prompt.ndim != 1 or not len(prompt):
+            raise ValueError(f"submit: ids must be a list of tokens, got shape {prompt.shape}")
+        if prompt.dtype.kind not in "iu":
+            raise TypeError(f"submit: ids must be integers, got {prompt.dtype}")
+        low, high = int(prompt.min()), int(prompt.max())
+        if low < 0 or high >= self.vocab_size:
+            raise ValueError(
+                f"submit: ids must be in 0 .. {self.vocab_size - 1}, got {low} .. {high}"
+            )
+        return [int(token) for token in prompt]
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Raises ValueError when the engine can't do what ``params`` ask, RequestTooLong when it
+        could never fit."""
+        high = max(params.stop_token_ids, default=0)
+        if high >= self.vocab_size:
+            raise ValueError(f"submit: stop_token_ids must be below {self.vocab_size}, got {high}")
+        if params.stop and self.tokenizer is None:
+            raise ValueError("submit: stop needs an engine with a tokenizer")
+        if len(prompt) + params.max_tokens > self.total:
+            raise RequestTooLong(
+                f"submit: prompt and max_tokens must be at most {self.total} together, "
+                f"got {len(prompt)} and {params.max_tokens}"
+            )
+
+
+def until(deadline: float | None) -> float:
+    """``deadline`` seconds from now on ``time.monotonic()``'s clock; infinity for None."""
+    if deadline is None:
+        return math.inf
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
+        raise TypeError(f"submit: deadline must be seconds, got {deadline!r}")
+    if not deadline >= 0:
+        raise ValueError(f"submit: deadline must be 0 or more seconds, got {deadline!r}")
+    return time.monotonic() + deadline
+
+
+def for_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams | None]:
+    """One for each of ``count`` prompts, from one for all or one for each.
+
+    Raises:
+        ValueError: their number differs.
+    """
+    if params is None or isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise ValueError(f"generate: params must be one or {count}, got {len(params)}")
+    return list(params)
