@@ -143,6 +143,30 @@ TEST_P(LowbitLinearTest, LargestSumsDoNotWrap) {
       }
 }
 
+// The largest codes times runs of the largest x of either sign, of lengths around those that 16
+// bits still hold, wherever they begin: one k too many in a sum and it would wrap.
+TEST_P(LowbitLinearTest, SumsAroundTheLimitOf16BitsDoNotWrap) {
+  constexpr int64_t kRows = 5, kK = 256;
+  for (const LowbitFormat format : {LowbitFormat::int4, LowbitFormat::int3})
+    for (const int64_t group : {64, 96, 256})
+      for (const float sign : {1.f, -1.f})
+        for (int64_t length = 14; length < 68; length += 3) {
+          Problem p{.format = format, .rows = kRows, .n = 16, .k = kK, .group = group};
+          p.affine = false;
+          std::fill(p.packed.begin(), p.packed.end(), 0xff);
+          std::fill(p.x.begin(), p.x.end(), 0.f);
+          for (int64_t r = 0; r < kRows; ++r) {
+            float* const row = p.x.data() + r * (kK + 3);
+            for (int64_t i = 0; i < length; ++i) {
+              row[9 * r + i] = sign;
+              row[120 + (i & ~1) + i] = sign;  // every other pair
+            }
+          }
+          EXPECT_EQ(p.run(), p.by_scalar()) << static_cast<int>(format) << ", groups of " << group
+                                            << ", " << length << " times " << sign;
+        }
+}
+
 TEST_P(LowbitLinearTest, RowsAndThreadsDoNotChangeABit) {
   for (const LowbitFormat format : kFormats) {
     Problem all{.format = format, .rows = 29, .n = 150, .k = 288, .group = 288};
@@ -174,8 +198,8 @@ TEST(LowbitLinearEmulated, Avx512VnniHasTheScalarKernelsBits) {
           std::vector<int8_t> codes(rows * stride);
           std::vector<float> scale(rows), scratch(lowbit_int8_scratch(rows) + 16);
           std::vector<int32_t> sums(rows * p.groups);
-          const LowbitRows q = {
-              codes.data(), scale.data(), sums.data(), stride, p.groups, nullptr, 0};
+          const LowbitRows q = {codes.data(), scale.data(), sums.data(), stride,
+                                p.groups,     nullptr,      0,           nullptr};
           lowbit_quantize_scalar(a, q, 0, rows);
           lowbit_int8_emulated_avx2(a, q, {0, rows, 0, p.panels, 1, aligned(scratch)});
         });

@@ -3,12 +3,14 @@
 #include "ops/lowbit_linear/int8.h"
 #include "ops/lowbit_linear/lookup_avx2.h"
 #include "ops/lowbit_linear/quantize.h"
+#include "ops/lowbit_linear/reach_avx2.h"
 #include "ops/lowbit_linear/row_avx2.h"
 
 namespace effinfer {
 
 void lowbit_quantize_avx2(const LowbitLinear& a, const LowbitRows& q, int64_t row, int64_t rows) {
   quantize_rows(a, q, row, rows);
+  if (q.reach != nullptr) measure_reach(q, a.io.k, row, rows, a.io.rows);
   if (q.tables == nullptr) return;
   if (a.weight.format == LowbitFormat::binary)
     make_tables<BinaryLookup>(q, row, rows);

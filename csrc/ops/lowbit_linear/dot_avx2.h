@@ -3,7 +3,7 @@
 #pragma once
 #include "base/vec.h"
 #include "ops/lowbit_linear/dense_sse.h"
-#include "ops/lowbit_linear/lowbit_linear.h"
+#include "ops/lowbit_linear/group.h"
 
 namespace effinfer {
 namespace {
@@ -31,9 +31,9 @@ EFFINFER_INLINE Int shift_right(Int x) {  // of bytes: what comes in from the le
 }
 
 // Units of decoded codes: four quads.
-template <int max_code>
+template <int max_code, int step>
 struct DecodedCodes {
-  static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes, kMaxCode = max_code;
+  static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes, kMaxCode = max_code, kStep = step;
   static constexpr bool kSigned = false, kFromMemory = false;
   template <class Use>
   static EFFINFER_INLINE void quads(const uint8_t* w, Use&& use) {
@@ -48,7 +48,7 @@ struct DirectCodes {
   static constexpr int kUnitK = unit_k, kUnitBytes = unit_bytes, kMaxCode = max_code;
   static constexpr int kStep = step, kCentre = centre, kDirectRows = effinfer::kDirectRows;
   static constexpr bool kSigned = false, kDecodes = true, kFromMemory = true;
-  using Decoded = DecodedCodes<(max_code > 3 ? max_code : 3)>;
+  using Decoded = DecodedCodes<(max_code > 3 ? max_code : 3), step>;
 
   static void decode(const uint8_t* w, int64_t units, uint8_t* out) {
     for (int64_t u = 0; u < units; ++u, w += unit_bytes, out += unit_k / 4 * kQuadBytes) {
@@ -139,7 +139,7 @@ struct Int8 {
 struct TernaryDense {
   static constexpr int kUnitK = 48, kUnitBytes = 160, kStep = 1, kCentre = 1, kDirectRows = 0;
   static constexpr bool kDecodes = true;
-  using Decoded = DecodedCodes<3>;
+  using Decoded = DecodedCodes<3, 1>;
 
   static void decode(const uint8_t* w, int64_t units, uint8_t* out) { decode_dense(w, units, out); }
 };
@@ -148,13 +148,6 @@ EFFINFER_INLINE Int four_of(const int8_t* x) {
   int32_t word;
   memcpy(&word, x, sizeof(word));
   return _mm256_set1_epi32(word);
-}
-
-// sums += the i16 pairs of `part`.
-EFFINFER_INLINE void flush(Int part, int32_t* sums) {
-  auto* const at = reinterpret_cast<Int*>(sums);
-  const Int wide = _mm256_madd_epi16(part, _mm256_set1_epi16(1));
-  _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), wide));
 }
 
 // sum += codes * x, two products to an i16. In place, one product after the other: left to itself
@@ -182,48 +175,55 @@ EFFINFER_INLINE void prefetch_ahead(const uint8_t* w) {
   for (int64_t line = 0; line < size; line += 64) __builtin_prefetch(w + kAhead + line);
 }
 
-// Unsigned codes: products of a quad fit i16 many times over.
+// A run of unsigned codes: so few that their products fit 16 bits.
 template <class F, int R>
-__attribute__((noinline)) void dot_unsigned(const uint8_t* w, const int8_t* x, int64_t x_stride,
-                                            int64_t units, int32_t* sums) {
-  constexpr int64_t kRun = flush_bound(F::kMaxCode) / (F::kUnitK / 4);  // units before a flush
-  static_assert(kRun >= 1);
-  while (units > 0) {
-    int64_t run = units < kRun ? units : kRun;
-    units -= run;
-    Int part[R][2];
-    EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = _mm256_setzero_si256();
-    for (; run > 0; --run, w += F::kUnitBytes, x += F::kUnitK) {
-      if constexpr (F::kFromMemory) prefetch_ahead<F::kUnitBytes>(w);
-      F::quads(w, [&](int q, Int a, Int b) __attribute__((always_inline)) {
-        EFFINFER_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const Int four = four_of(x + r * x_stride + 4 * q);
-          accumulate(part[r][0], a, four);
-          accumulate(part[r][1], b, four);
-        }
-      });
-    }
-    EFFINFER_UNROLL
-    for (int r = 0; r < R; ++r) {
-      flush(part[r][0], sums + r * 16);
-      flush(part[r][1], sums + r * 16 + 8);
-    }
+__attribute__((noinline)) void dot_run(const uint8_t* w, const int8_t* x, int64_t x_stride,
+                                       int64_t units, const Sink& sink) {
+  Int part[R][2];
+  EFFINFER_UNROLL
+  for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = _mm256_setzero_si256();
+  for (; units > 0; --units, w += F::kUnitBytes, x += F::kUnitK) {
+    if constexpr (F::kFromMemory) prefetch_ahead<F::kUnitBytes>(w);
+    F::quads(w, [&](int q, Int a, Int b) __attribute__((always_inline)) {
+      EFFINFER_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Int four = four_of(x + r * x_stride + 4 * q);
+        accumulate(part[r][0], a, four);
+        accumulate(part[r][1], b, four);
+      }
+    });
   }
+  IVec sums[R][2];
+  EFFINFER_UNROLL
+  for (int i = 0; i < 2 * R; ++i)
+    sums[i / 2][i % 2] = (IVec)_mm256_madd_epi16(part[i / 2][i % 2], _mm256_set1_epi16(1));
+  sink.take<R, F::kStep>(sums);
+}
+
+template <class F, int R>
+EFFINFER_INLINE void dot_unsigned(const uint8_t* w, const int8_t* x, int64_t x_stride,
+                                  int64_t units, const Sink& sink) {
+  constexpr int64_t kRun = flush_bound(F::kMaxCode) / (F::kUnitK / 4);  // units, whatever x is
+  static_assert(kRun >= 1);
+  const int64_t known = sink.run_k / F::kUnitK, run = known > kRun ? known : kRun;
+  if (units <= run) return dot_run<F, R>(w, x, x_stride, units, sink);
+  Sink waiting = {sink.sums, sink.first, nullptr, 0};
+  for (; units > run; units -= run, w += run * F::kUnitBytes, x += run * F::kUnitK) {
+    dot_run<F, R>(w, x, x_stride, run, waiting);
+    waiting.first = false;
+  }
+  waiting.end = sink.end;
+  dot_run<F, R>(w, x, x_stride, units, waiting);
 }
 
 // Signed bytes: |w| times x with w's sign, exact in i16 for one quad since |w| <= 128.
 template <int R>
 __attribute__((noinline)) void dot_signed(const uint8_t* w, const int8_t* x, int64_t x_stride,
-                                          int64_t units, int32_t* sums) {
+                                          int64_t units, const Sink& sink) {
   const Int ones = _mm256_set1_epi16(1);
   Int sum[R][2];
   EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r) {
-    sum[r][0] = load_bytes(sums + r * 16);
-    sum[r][1] = load_bytes(sums + r * 16 + 8);
-  }
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
   for (; units > 0; --units, w += 64, x += 4) {
     if constexpr (R <= kDirectRows) prefetch_ahead<64>(w);
     const Int a = load_bytes(w), b = load_bytes(w + 32);
@@ -235,20 +235,19 @@ __attribute__((noinline)) void dot_signed(const uint8_t* w, const int8_t* x, int
       accumulate(sum[r][1], abs_b, b, four, ones);
     }
   }
+  IVec sums[R][2];
   EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r) {
-    _mm256_storeu_si256(reinterpret_cast<Int*>(sums + r * 16), sum[r][0]);
-    _mm256_storeu_si256(reinterpret_cast<Int*>(sums + r * 16 + 8), sum[r][1]);
-  }
+  for (int i = 0; i < 2 * R; ++i) sums[i / 2][i % 2] = (IVec)sum[i / 2][i % 2];
+  sink.take<R, 1>(sums);
 }
 
 template <class F, int R>
 EFFINFER_INLINE void dot(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t units,
-                         int32_t* sums) {
+                         const Sink& sink) {
   if constexpr (F::kSigned)
-    dot_signed<R>(w, x, x_stride, units, sums);
+    dot_signed<R>(w, x, x_stride, units, sink);
   else
-    dot_unsigned<F, R>(w, x, x_stride, units, sums);
+    dot_unsigned<F, R>(w, x, x_stride, units, sink);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // no AVX-512.
 #pragma once
 #include "ops/lowbit_linear/dense_sse.h"
+#include "ops/lowbit_linear/group.h"
 
 namespace effinfer {
 namespace {
@@ -16,7 +17,6 @@ typedef uint8_t Quad __attribute__((vector_size(64)));
 typedef uint8_t QuadAny __attribute__((vector_size(64), aligned(1), may_alias));
 typedef uint32_t QuadWords __attribute__((vector_size(64)));
 typedef int32_t Sums __attribute__((vector_size(64)));
-typedef int32_t SumsAny __attribute__((vector_size(64), aligned(4), may_alias));
 
 EFFINFER_INLINE Quad load_quad(const uint8_t* p) { return *reinterpret_cast<const QuadAny*>(p); }
 EFFINFER_INLINE Quad bytes(uint32_t x) { return (Quad)(QuadWords{} + x * 0x01010101u); }
@@ -60,8 +60,9 @@ EFFINFER_INLINE void add_products(Sums& sums, Quad w, const int8_t* x) {
 #endif
 }
 
+template <int step>
 struct DecodedCodes {
-  static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes;
+  static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes, kStep = step;
   template <class Use>
   static EFFINFER_INLINE void quads(const uint8_t* w, const Use& use) {
     EFFINFER_UNROLL
@@ -77,7 +78,7 @@ struct DirectCodes {
   static constexpr int kStep = kLayout.step, kCentre = kLayout.centre;
   static constexpr int kDirectRows = effinfer::kDirectRows;
   static constexpr bool kDecodes = true;
-  using Decoded = DecodedCodes;
+  using Decoded = DecodedCodes<kStep>;
 
   static void decode(const uint8_t* w, int64_t units, uint8_t* out) {
     for (; units > 0; --units, w += kUnitBytes, out += kUnitK / 4 * kQuadBytes)
@@ -155,14 +156,14 @@ struct Binary : DirectCodes<Binary, LowbitFormat::binary> {
 struct TernaryDense {
   static constexpr int kUnitK = 48, kUnitBytes = 160, kStep = 1, kCentre = 1, kDirectRows = 0;
   static constexpr bool kDecodes = true;
-  using Decoded = DecodedCodes;
+  using Decoded = DecodedCodes<1>;
   static void decode(const uint8_t* w, int64_t units, uint8_t* out) { decode_dense(w, units, out); }
 };
 
 // Two chains a row: vpdpbusd takes five cycles.
 template <class F, int R>
 __attribute__((noinline)) void dot(const uint8_t* w, const int8_t* x, int64_t x_stride,
-                                   int64_t units, int32_t* sums) {
+                                   int64_t units, const Sink& sink) {
   Sums sum[R][2] = {};
   const auto unit = [&](int odd) __attribute__((always_inline)) {
     F::quads(w, [&](int q, Quad codes) __attribute__((always_inline)) {
@@ -180,8 +181,13 @@ __attribute__((noinline)) void dot(const uint8_t* w, const int8_t* x, int64_t x_
     }
   }
   for (; units > 0; --units) unit(0);
+  IVec sums[R][kVecs];
   EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r) *reinterpret_cast<SumsAny*>(sums + 16 * r) += sum[r][0] + sum[r][1];
+  for (int r = 0; r < R; ++r) {
+    const Sums both = sum[r][0] + sum[r][1];
+    memcpy(sums[r], &both, sizeof(both));
+  }
+  sink.take<R, F::kStep>(sums);
 }
 
 }  // namespace

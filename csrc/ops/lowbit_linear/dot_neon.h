@@ -1,6 +1,7 @@
 // Integer sums of a panel times rows of int8 codes on NEON: by smmla where the CPU has i8mm, else
 // by sdot, else by smull and smlal. What int8.h asks for. Included by neon*.cpp only.
 #pragma once
+#include "ops/lowbit_linear/group.h"
 #include "ops/lowbit_linear/neon_quads.h"
 
 // gcc 12 would hoist loads over the products until sums spill: 40 moves to and from the stack in
@@ -22,16 +23,13 @@ EFFINFER_INLINE int8x16_t load_bytes(const void* p) {
 EFFINFER_INLINE int8x16_t four_of(const int8_t* x) {  // four times over
   return vreinterpretq_s8_s32(vld1q_dup_s32(reinterpret_cast<const int32_t*>(x)));
 }
-EFFINFER_INLINE void add_to(int32_t* sums, int32x4_t sum) {
-  vst1q_s32(sums, vaddq_s32(vld1q_s32(sums), sum));
-}
 
 // ---- decoded blocks -----------------------------------------------------------------------------
 
 // Units of 16 k: quads, one after the other; for smmla pairs of quads, two outputs' eight k in 16
 // bytes.
 struct DecodedCodes {
-  static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes;
+  static constexpr int kUnitK = 16, kUnitBytes = 4 * kQuadBytes, kStep = 1;
   static constexpr bool kDecodes = false;
 };
 
@@ -90,7 +88,7 @@ struct Packed {
 
 template <class F>
 __attribute__((noinline)) void dot_row(const uint8_t* w, const int8_t* x, int64_t units,
-                                       int32_t* sums) {
+                                       const Sink& sink) {
   int32x4_t sum[2][4] = {};  // two chains each: sdot takes longer than its turn
   const auto unit = [&](int odd) __attribute__((always_inline)) {
     F::quads(w, [&](int q, const Quad& codes) __attribute__((always_inline)) {
@@ -111,8 +109,10 @@ __attribute__((noinline)) void dot_row(const uint8_t* w, const int8_t* x, int64_
     }
   }
   for (; units > 0; --units) unit(0);
+  IVec sums[1][kVecs];
   EFFINFER_UNROLL
-  for (int j = 0; j < 4; ++j) add_to(sums + 4 * j, vaddq_s32(sum[0][j], sum[1][j]));
+  for (int j = 0; j < 4; ++j) sums[0][j] = vaddq_s32(sum[0][j], sum[1][j]);
+  sink.take<1, F::kStep>(sums);
 }
 
 #else
@@ -120,7 +120,7 @@ __attribute__((noinline)) void dot_row(const uint8_t* w, const int8_t* x, int64_
 // A unit's products are added up in 16 bits.
 template <class F>
 __attribute__((noinline)) void dot_row(const uint8_t* w, const int8_t* x, int64_t units,
-                                       int32_t* sums) {
+                                       const Sink& sink) {
   static_assert(F::kUnitK / 4 * F::kLargest * kLargestX <= INT16_MAX);
   int32x4_t sum[8] = {};  // two of an output
   for (; units > 0; --units, w += F::kUnitBytes, x += F::kUnitK) {
@@ -139,8 +139,10 @@ __attribute__((noinline)) void dot_row(const uint8_t* w, const int8_t* x, int64_
     EFFINFER_UNROLL
     for (int j = 0; j < 8; ++j) sum[j] = vpadalq_s16(sum[j], products[j]);
   }
+  IVec sums[1][kVecs];
   EFFINFER_UNROLL
-  for (int j = 0; j < 4; ++j) add_to(sums + 4 * j, vpaddq_s32(sum[2 * j], sum[2 * j + 1]));
+  for (int j = 0; j < 4; ++j) sums[0][j] = vpaddq_s32(sum[2 * j], sum[2 * j + 1]);
+  sink.take<1, F::kStep>(sums);
 }
 
 #endif
@@ -154,7 +156,7 @@ constexpr int kTileRows = 6;
 // Two outputs of two rows in a register; the last of an odd number of rows is computed twice.
 template <int R>
 __attribute__((noinline)) void tile(const uint8_t* w, const int8_t* x, int64_t stride,
-                                    int64_t turns, int32_t* sums) {
+                                    int64_t turns, const Sink& sink) {
   constexpr int kPairs = (R + 1) / 2;
   int32x4_t sum[kPairs][8] = {};
   for (; turns > 0; --turns, x += DecodedCodes::kUnitK) {
@@ -180,14 +182,16 @@ __attribute__((noinline)) void tile(const uint8_t* w, const int8_t* x, int64_t s
       }
     }
   }
+  IVec sums[R][kVecs];
   EFFINFER_UNROLL
   for (int r = 0; r < R; ++r) {
     EFFINFER_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int32x4_t a = sum[r / 2][2 * j], b = sum[r / 2][2 * j + 1];
-      add_to(sums + 16 * r + 4 * j, r % 2 == 0 ? vuzp1q_s32(a, b) : vuzp2q_s32(a, b));
+      sums[r][j] = r % 2 == 0 ? vuzp1q_s32(a, b) : vuzp2q_s32(a, b);
     }
   }
+  sink.take<R, DecodedCodes::kStep>(sums);
 }
 
 #elif defined(__ARM_FEATURE_DOTPROD)
@@ -201,8 +205,8 @@ struct Index {
 
 template <int R>
 __attribute__((noinline)) void tile(const uint8_t* w, const int8_t* x, int64_t stride,
-                                    int64_t turns, int32_t* sums) {
-  int32x4_t sum[R][4] = {};
+                                    int64_t turns, const Sink& sink) {
+  IVec sum[R][kVecs] = {};
   for (; turns > 0; --turns, x += DecodedCodes::kUnitK) {
     int8x16_t codes[R];
     EFFINFER_UNROLL
@@ -221,11 +225,7 @@ __attribute__((noinline)) void tile(const uint8_t* w, const int8_t* x, int64_t s
     quad(Index<2>());
     quad(Index<3>());
   }
-  EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r) {
-    EFFINFER_UNROLL
-    for (int j = 0; j < 4; ++j) add_to(sums + 16 * r + 4 * j, sum[r][j]);
-  }
+  sink.take<R, DecodedCodes::kStep>(sum);
 }
 
 #else
@@ -235,7 +235,7 @@ static_assert(2 * 128 * kLargestX <= INT16_MAX);  // products added up in 16 bit
 
 template <int R>
 __attribute__((noinline)) void tile(const uint8_t* w, const int8_t* x, int64_t stride,
-                                    int64_t turns, int32_t* sums) {
+                                    int64_t turns, const Sink& sink) {
   int32x4_t sum[R][8] = {};
   for (int64_t pairs = 2 * turns; pairs > 0; --pairs, x += 8, w += 2 * kQuadBytes) {
     int8x8_t even[R], odd[R];
@@ -253,24 +253,25 @@ __attribute__((noinline)) void tile(const uint8_t* w, const int8_t* x, int64_t s
         sum[r][j] = vpadalq_s16(sum[r][j], vmlal_s8(vmull_s8(a, even[r]), b, odd[r]));
     }
   }
+  IVec sums[R][kVecs];
   EFFINFER_UNROLL
   for (int r = 0; r < R; ++r) {
     EFFINFER_UNROLL
-    for (int j = 0; j < 4; ++j)
-      add_to(sums + 16 * r + 4 * j, vpaddq_s32(sum[r][2 * j], sum[r][2 * j + 1]));
+    for (int j = 0; j < 4; ++j) sums[r][j] = vpaddq_s32(sum[r][2 * j], sum[r][2 * j + 1]);
   }
+  sink.take<R, DecodedCodes::kStep>(sums);
 }
 
 #endif
 
 template <class F, int R>
 EFFINFER_INLINE void dot(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t units,
-                         int32_t* sums) {
+                         const Sink& sink) {
   if constexpr (F::kDecodes) {
     static_assert(R == 1);
-    dot_row<F>(w, x, units, sums);
+    dot_row<F>(w, x, units, sink);
   } else {
-    tile<R>(w, x, x_stride, units, sums);
+    tile<R>(w, x, x_stride, units, sink);
   }
 }
 

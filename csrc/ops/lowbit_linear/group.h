@@ -53,33 +53,51 @@ EFFINFER_INLINE IVec load_sums(const int32_t* p) {
 }
 EFFINFER_INLINE void store_sums(int32_t* p, IVec x) { memcpy(p, &x, sizeof(x)); }
 
+// totals = fma(offset, X, fma(scale, S, totals)) of R rows, with S = kStep sums - zero X.
 template <int R, int kStep, bool kOffset>
-EFFINFER_INLINE void end_rows_of(const GroupEnd& g, const int32_t* sums) {
-  Vec scale[kVecs];
-  IVec zero[kVecs];
-  EFFINFER_UNROLL
-  for (int v = 0; v < kVecs; ++v) scale[v] = g.scale[v], zero[v] = g.zero[v];
+EFFINFER_INLINE void end_rows(const GroupEnd& g, const IVec (&sums)[R][kVecs]) {
   float* totals = g.totals;
   const int32_t* x_sums = g.x_sums;
   EFFINFER_UNROLL
-  for (int r = 0; r < R; ++r, sums += kPanel, totals += kPanel, x_sums += g.x_groups) {
+  for (int r = 0; r < R; ++r, totals += kPanel, x_sums += g.x_groups) {
     const IVec x_sum = splat_i(*x_sums);
     EFFINFER_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const IVec s = load_sums(sums + v * kLanes) * kStep - zero[v] * x_sum;
-      Vec t = fma(scale[v], __builtin_convertvector(s, Vec), load(totals + v * kLanes));
+      const IVec s = sums[r][v] * kStep - g.zero[v] * x_sum;
+      Vec t = fma(g.scale[v], __builtin_convertvector(s, Vec), load(totals + v * kLanes));
       if (kOffset) t = fma(g.offset[v], __builtin_convertvector(x_sum, Vec), t);
       store(totals + v * kLanes, t);
     }
   }
 }
 
-// totals = fma(offset, X, fma(scale, S, totals)) of R rows, with S = kStep sums - zero X.
 template <int R, int kStep>
-void end_rows(const GroupEnd& g, const int32_t* sums) {
-  if (g.has_offset) return end_rows_of<R, kStep, true>(g, sums);
-  end_rows_of<R, kStep, false>(g, sums);
+EFFINFER_INLINE void end_rows(const GroupEnd& g, const IVec (&sums)[R][kVecs]) {
+  if (g.has_offset)
+    end_rows<R, kStep, true>(g, sums);
+  else
+    end_rows<R, kStep, false>(g, sums);
 }
+
+// Where a block's integer sums of some rows go: on to the group's next block, or to its end.
+struct Sink {
+  int32_t* sums;  // [rows, 16] of the group's blocks before
+  bool first;     // there are none before
+  GroupEnd* end;  // null where blocks follow
+  int64_t run_k;  // of so many k at a time, sums of products fit 16 bits; 0 for unknown
+
+  template <int R, int kStep>
+  EFFINFER_INLINE void take(IVec (&block)[R][kVecs]) const {
+    if (!first) {
+      EFFINFER_UNROLL
+      for (int i = 0; i < R * kVecs; ++i)
+        block[i / kVecs][i % kVecs] += load_sums(sums + i * kLanes);
+    }
+    if (end != nullptr) return end_rows<R, kStep>(*end, block);
+    EFFINFER_UNROLL
+    for (int i = 0; i < R * kVecs; ++i) store_sums(sums + i * kLanes, block[i / kVecs][i % kVecs]);
+  }
+};
 
 }  // namespace
 }  // namespace effinfer

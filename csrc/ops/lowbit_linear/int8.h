@@ -4,7 +4,7 @@
 //     kStep times one of codes, less kCentre times the sum of x), kDirectRows (up to so many rows
 //     codes are decoded in registers, for each use), Decoded (the form they have after decoding)
 //     and, if kDecodes, decode(packed, units, decoded);
-//   - dot<F, R>(w, x, x_stride, units, sums): sums [R, 16] += units of w times R rows of x, exact;
+//   - dot<F, R>(w, x, x_stride, units, sink): exact sums of units of w times R rows of x, for sink;
 //   - kDirectRows, the most of any format, and kTileRows, the rows of the largest dot.
 #pragma once
 #include "ops/linear/epilogue.h"
@@ -16,23 +16,18 @@ namespace {
 using namespace linear_layout;
 using lowbit::kBlock;
 using lowbit::kSideBySide;
+using lowbit::kSpan;
 
 constexpr int64_t kCacheLine = 64;
 
-// dot for a run-time number of rows up to R: of a group's first block, when `sums` hold nothing
-// yet, or up to its end, when they are used.
-template <class F, int R, int kStep>
+// dot for a run-time number of rows up to R.
+template <class F, int R>
 EFFINFER_INLINE void dot_rows(int64_t rows, const uint8_t* w, const int8_t* x, int64_t x_stride,
-                              int64_t units, int32_t* sums, bool first, const GroupEnd* end) {
+                              int64_t units, const Sink& sink) {
   if constexpr (R > 1) {
-    if (rows < R) return dot_rows<F, R - 1, kStep>(rows, w, x, x_stride, units, sums, first, end);
+    if (rows < R) return dot_rows<F, R - 1>(rows, w, x, x_stride, units, sink);
   }
-  if (first) {
-    EFFINFER_UNROLL
-    for (int i = 0; i < R * kVecs; ++i) store_sums(sums + i * kLanes, IVec{});
-  }
-  dot<F, R>(w, x, x_stride, units, sums);
-  if (end != nullptr) end_rows<R, kStep>(*end, sums);
+  dot<F, R>(w, x, x_stride, units, sink);
 }
 
 // Rows of x are pages apart, where no hardware prefetcher follows: without this a tile waits for L2
@@ -43,33 +38,58 @@ EFFINFER_INLINE void prefetch_rows(const int8_t* x, int64_t x_stride, int64_t ro
   }
 }
 
-// All rows times one block of one panel. The end's rows move on from tile to tile; sums that end
-// where they began are read no more, so that all tiles use the same.
+// How many k of [begin, end) may be added up in 16 bits, for every row of a task: all, spans of k
+// at a time, or 0 where x is too large for that.
+int64_t run_k(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t, int64_t begin,
+              int64_t end) {
+  if (q.reach == nullptr) return 0;
+  const int most = 32767 / lowbit::layout(a.weight.format).max_code;
+  const int64_t first = begin / kSpan, spans = (end - 1) / kSpan + 1 - first;
+  const uint16_t* const reach = q.reach + first * a.io.rows + t.row;
+  int together = 0, largest = 0;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    int sum = 0;
+    for (int64_t s = 0; s < spans; ++s) {
+      const int one = reach[s * a.io.rows + r];
+      sum += one;
+      largest = one > largest ? one : largest;
+    }
+    together = sum > together ? sum : together;
+  }
+  if (together <= most) return end - begin;
+  return begin % kSpan == 0 && largest <= most ? kSpan : 0;
+}
+
+// All rows times one block of one panel; where sums go moves on from tile to tile.
 template <class F>
 void multiply_block(const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t k, int64_t rows,
-                    uint8_t* decoded, int32_t* sums, bool first, GroupEnd* end) {
+                    uint8_t* decoded, Sink sink) {
   const int64_t units = (k + F::kUnitK - 1) / F::kUnitK;
   using D = typename F::Decoded;
   if constexpr (F::kDirectRows > 0) {
     if (rows <= F::kDirectRows)
-      return dot_rows<F, F::kDirectRows, F::kStep>(rows, w, x, x_stride, units, sums, first, end);
+      return dot_rows<F, F::kDirectRows>(rows, w, x, x_stride, units, sink);
   }
   if constexpr (F::kDecodes) {
     F::decode(w, units, decoded);
+    // The next block's codes, which come from afar: 5 % at 32 rows on 4 bits.
+    const int64_t read = units * F::kUnitBytes;
+    for (int64_t i = 0; i < read; i += kCacheLine) __builtin_prefetch(w + read + i);
     w = decoded;
   }
   const int64_t d_units = (k + D::kUnitK - 1) / D::kUnitK;
-  // Tiles of nearly equal height.
-  for (int64_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
-    const int64_t height = rows / tiles;
-    if (tiles > 1) prefetch_rows(x + height * x_stride, x_stride, height, k);
-    dot_rows<D, kTileRows, F::kStep>(height, w, x, x_stride, d_units, sums, first, end);
-    rows -= height;
+  // Tiles of nearly equal height: some are one higher than the others.
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows, low = rows / tiles;
+  int64_t higher = rows % tiles;
+  for (int64_t tile = 0; tile < tiles; ++tile, --higher) {
+    const int64_t height = higher > 0 ? low + 1 : low;
+    if (tile + 1 < tiles) prefetch_rows(x + height * x_stride, x_stride, height, k);
+    dot_rows<D, kTileRows>(height, w, x, x_stride, d_units, sink);
     x += height * x_stride;
-    if (!first || end == nullptr) sums += height * kPanel;
-    if (end != nullptr) {
-      end->x_sums += height * end->x_groups;
-      end->totals += height * kPanel;
+    sink.sums += height * kPanel;
+    if (sink.end != nullptr) {
+      sink.end->x_sums += height * sink.end->x_groups;
+      sink.end->totals += height * kPanel;
     }
   }
 }
@@ -129,6 +149,7 @@ void int8_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) 
       const int64_t group_end = (g + 1) * w.group < k ? (g + 1) * w.group : k;
       const int64_t end = begin + kLongest < group_end ? begin + kLongest : group_end;
       const bool first = begin == g * w.group, last = end == group_end;
+      const int64_t run = run_k(a, q, t, begin, end);
       for (int64_t i = 0; i < width; ++i) {
         const int64_t panel = t.panel + p + i;
         const uint8_t* const packed =
@@ -141,7 +162,7 @@ void int8_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t) 
           group.totals = totals + i * part;
         }
         multiply_block<F>(packed, x + begin, q.stride, end - begin, t.rows, decoded,
-                          sums + (first && last ? 0 : i * part), first, last ? &group : nullptr);
+                          {sums + i * part, first, last ? &group : nullptr, run});
       }
       begin = end;
       if (last) ++g;

@@ -336,8 +336,10 @@ void lookup_task(const LowbitLinear& a, const LowbitRows& q, const LinearTask& t
         GroupEnd group = load_group(w, t.panel + p + i, g, L::kCentre);
         group.x_sums = q.sums + t.row * q.groups + g;
         group.totals = totals + i * part;
-        for (int64_t r = 0; r < rows; ++r, group.x_sums += q.groups, group.totals += kPanel)
-          end_rows<1, L::kStep>(group, sums + i * part + r * kPanel);
+        for (int64_t r = 0; r < rows; ++r, group.x_sums += q.groups, group.totals += kPanel) {
+          IVec none[1][kVecs] = {};
+          Sink{sums + i * part + r * kPanel, false, &group, 0}.take<1, L::kStep>(none);
+        }
       }
       ++g;
     }

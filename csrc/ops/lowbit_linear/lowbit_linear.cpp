@@ -61,7 +61,10 @@ int64_t place_rows(const LowbitLinear& a, LowbitRows& q) {
   const int64_t before = round_up(code_floats + a.io.rows + a.io.rows * q.groups, kLine / 4);
   q.table_stride = lowbit::table_bytes(a);
   q.tables = q.table_stride > 0 ? reinterpret_cast<uint8_t*>(a.io.scratch + before) : nullptr;
-  return before + a.io.rows * q.table_stride / 4;
+  const int64_t tables_end = before + a.io.rows * q.table_stride / 4;
+  const int64_t reaches = a.io.rows * lowbit::spans(a);
+  q.reach = reaches > 0 ? reinterpret_cast<uint16_t*>(a.io.scratch + tables_end) : nullptr;
+  return tables_end + round_up(reaches, 2 * kLine / 4) / 2;
 }
 
 void run_int8(const LowbitLinear& a, const LowbitKernels& kernels) {

@@ -111,6 +111,7 @@ struct LowbitRows {
   int64_t groups;
   uint8_t* tables;       // [rows, table_stride]: sums that kernels may look up; null where
   int64_t table_stride;  // lowbit::table_bytes() is 0
+  uint16_t* reach;       // [spans, rows]; null where lowbit::spans() is 0
 };
 
 namespace lowbit {
@@ -124,6 +125,14 @@ constexpr int64_t table_bytes(const LowbitLinear& a) {
   if (a.weight.format == LowbitFormat::binary && a.io.rows <= 4) return units * 256;
   if (a.weight.format == LowbitFormat::ternary_dense && a.io.rows <= 8) return units * 512;
   return 0;
+}
+
+// Where 16-bit sums of products must not wrap, spans of so many k say how large they can become:
+// with codes of at most c, c times the span's reach.
+constexpr int64_t kSpan = 64;
+constexpr int64_t spans(const LowbitLinear& a) {
+  const bool wide = a.weight.format == LowbitFormat::int4 || a.weight.format == LowbitFormat::int3;
+  return wide && a.io.rows > 1 ? (a.io.k + kSpan - 1) / kSpan : 0;
 }
 }  // namespace lowbit
 
