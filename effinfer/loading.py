@@ -40,9 +40,13 @@ def load_model(model_dir: Path) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model_dir, **options)
     if is_quantized(model_dir):
         return load_quantized(model_dir), tokenizer
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, use_safetensors=True, dtype=torch.float32, **options
+    model, found = AutoModelForCausalLM.from_pretrained(
+        model_dir, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
     )
+    if found["missing_keys"]:  # transformers would go on with random numbers
+        names = sorted(found["missing_keys"])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(f"load_model: {model_dir} lacks weights: {', '.join(names[:3])}{more}")
     return model.eval(), tokenizer
 
 
