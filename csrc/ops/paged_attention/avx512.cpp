@@ -1,5 +1,6 @@
 #include "ops/paged_attention/generic.h"
 
-void effinfer::paged_attention_avx512(const PagedAttention& a, const AttentionTask& task) {
-  attend(a, task);
+void effinfer::paged_attention_avx512(const PagedAttention& a, const AttentionTask& task,
+                                      float* scratch) {
+  attend(a, task, scratch);
 }

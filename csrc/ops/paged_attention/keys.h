@@ -6,29 +6,29 @@
 namespace effinfer {
 namespace {
 
-// One sequence's pages, as one kv head and plane sees them. Strides in bytes.
+// One sequence's pages of one plane. Strides in bytes.
 struct Pages {
   const int32_t* blocks;
   const char *keys, *values;
-  int64_t block_size, key_block, key_slot, value_block, value_slot;
+  int64_t block_size, key_block, key_slot, key_head, value_block, value_slot, value_head;
 
-  Pages(const PagedAttention& a, int64_t row, int64_t kv_head) {
+  Pages(const PagedAttention& a, int64_t row) {
     const int64_t plane = a.plane != nullptr ? a.plane[row] : 0;
     const int64_t k = size_of(a.k_type), v = size_of(a.v_type);
     blocks = a.block_table + a.sequence[row] * a.table_row;
-    keys = static_cast<const char*>(a.k_pages) +
-           (plane * a.k_stride.plane + kv_head * a.k_stride.head) * k;
-    values = static_cast<const char*>(a.v_pages) +
-             (plane * a.v_stride.plane + kv_head * a.v_stride.head) * v;
+    keys = static_cast<const char*>(a.k_pages) + plane * a.k_stride.plane * k;
+    values = static_cast<const char*>(a.v_pages) + plane * a.v_stride.plane * v;
     block_size = a.block_size;
     key_block = a.k_stride.block * k;
     key_slot = a.k_stride.slot * k;
+    key_head = a.k_stride.head * k;
     value_block = a.v_stride.block * v;
     value_slot = a.v_stride.slot * v;
+    value_head = a.v_stride.head * v;
   }
 
-  // The rows of those keys of the block that starts at position `start`; every other entry is the
-  // nearest of them, which may be read and counts for nothing.
+  // The rows, for kv head 0, of those keys of the block that starts at position `start`; every
+  // other entry is the nearest of them, which may be read and counts for nothing.
   void locate(int64_t start, KeyRange range, BlockRows& rows) const {
     const int64_t begin = range.begin, end = range.end;
     int64_t page = (start + begin) / block_size, slot = (start + begin) % block_size;
@@ -54,27 +54,50 @@ struct Pages {
 
 constexpr int64_t kLine = 64;
 
-// Asks for `bytes` of each of kLanes rows.
-EFFINFER_INLINE void prefetch(const char* const* rows, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += kLine) EFFINFER_UNROLL
-  for (int j = 0; j < kLanes; ++j) __builtin_prefetch(rows[j] + at, 0, 2);
-}
+// One block of keys of one kv head: `rows`, so many bytes further.
+struct Unit {
+  const BlockRows* rows;
+  int64_t key_head, value_head;
+};
+
+// What a packing loop asks for on its way: its share of the next block's rows. Where the kv heads
+// of a task lie side by side, that is some rows for all of them, in memory's order: head by head
+// would open every DRAM page again for each, and the hardware cannot foresee where pages lie.
+struct Ahead {
+  const BlockRows* next;
+  int64_t share, shares;         // of the block's rows: this unit's and how many units
+  int64_t key_head, value_head;  // where in a row, in bytes
+  int64_t key_bytes, value_bytes;
+
+  // For keys j to j + kLanes of the unit.
+  EFFINFER_INLINE void prefetch(int64_t j) const {
+    const int64_t begin = (share * kAttentionBlock + j) / shares;
+    const int64_t end = (share * kAttentionBlock + j + kLanes) / shares;
+    for (int64_t row = begin; row < end; ++row) {
+      const char *const key = next->key[row] + key_head, *const value =
+                                                             next->value[row] + value_head;
+      for (int64_t at = 0; at < key_bytes; at += kLine) __builtin_prefetch(key + at, 0, 2);
+      for (int64_t at = 0; at < value_bytes; at += kLine) __builtin_prefetch(value + at, 0, 2);
+    }
+  }
+};
 
 template <class T>
 EFFINFER_INLINE Vec load_up_to(const T* p, int64_t left) {
   return left >= kLanes ? load(p) : load_n(p, left);
 }
 
-// The panels of keys that `range` touches as [panel][d][kPanel]: lanes are keys. `next` are the
-// rows of the following block, asked for meanwhile.
+// The panels of keys that `range` touches as [panel][d][kPanel]: lanes are keys.
 template <class T>
-__attribute__((noinline)) void pack_keys(const BlockRows& rows, const BlockRows& next,
-                                         KeyRange range, int64_t dim, float* to) {
-  const int64_t bytes = dim * static_cast<int64_t>(sizeof(T));
-  for (int64_t j = range.begin / kPanel * kPanel; j < round_up(range.end, kPanel); j += kLanes) {
+__attribute__((noinline)) void pack_keys(const Unit& unit, const Ahead& ahead, KeyRange range,
+                                         int64_t dim, float* to) {
+  const int64_t end = round_up(range.end, kPanel);
+  for (int64_t j = range.begin / kPanel * kPanel; j < end; j += kLanes) {
     const T* key[kLanes];
-    __builtin_memcpy(key, rows.key + j, sizeof(key));
-    prefetch(next.key + j, bytes);
+    EFFINFER_UNROLL
+    for (int i = 0; i < kLanes; ++i)
+      key[i] = reinterpret_cast<const T*>(unit.rows->key[j + i] + unit.key_head);
+    ahead.prefetch(j);
     float* const columns = to + j / kPanel * dim * kPanel + j % kPanel;
     int64_t d = 0;
     for (; d + kLanes <= dim; d += kLanes) {
@@ -96,10 +119,10 @@ __attribute__((noinline)) void pack_keys(const BlockRows& rows, const BlockRows&
 
 // Their values as [panel of dimensions][key][kPanel], zeros past `dim`.
 template <class T>
-__attribute__((noinline)) void pack_values(const BlockRows& rows, KeyRange range, int64_t dim,
+__attribute__((noinline)) void pack_values(const Unit& unit, KeyRange range, int64_t dim,
                                            float* to) {
   for (int64_t j = range.begin; j < range.end; ++j) {
-    const T* const value = reinterpret_cast<const T*>(rows.value[j]);
+    const T* const value = reinterpret_cast<const T*>(unit.rows->value[j] + unit.value_head);
     for (int64_t d = 0; d < dim; d += kPanel) EFFINFER_UNROLL
     for (int64_t v = 0; v < kPanel; v += kLanes) {
       const int64_t left = dim - d - v;

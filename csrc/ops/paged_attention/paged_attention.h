@@ -16,7 +16,7 @@
 // on the pages' places, or on the threads.
 //
 // Adjacent rows of one sequence and plane whose ranges meet are a tile: they read a block of keys
-// once, for all query heads that share it. A task is a tile and one kv head.
+// once, for all query heads that share it. A task is a tile and some of the kv heads.
 //
 // Cost: 2 (k_dim + v_dim) flops per query head and key; bytes: a tile's keys and values once.
 #pragma once
@@ -56,22 +56,22 @@ struct PagedAttention {
   void* scratch;
 };
 
-// One kv head of `rows` rows from `row` on; `scratch` is the thread's own.
+// `rows` rows from `row` on, `kv_heads` heads from `kv_head` on.
 struct AttentionTask {
-  int64_t row, rows, kv_head;
-  float* scratch;
+  int32_t row, rows, kv_head, kv_heads;
 };
 
-using PagedAttentionFn = void (*)(const PagedAttention&, const AttentionTask&);
+// `scratch` is the thread's own.
+using PagedAttentionFn = void (*)(const PagedAttention&, const AttentionTask&, float* scratch);
 
 const Kernel<PagedAttentionFn>& paged_attention_kernel();
 size_t paged_attention_scratch(const PagedAttention& args);  // reads the sizes and slots
 void paged_attention(const PagedAttention& args);
 
-void paged_attention_scalar(const PagedAttention&, const AttentionTask&);
-void paged_attention_avx2(const PagedAttention&, const AttentionTask&);
-void paged_attention_avx512(const PagedAttention&, const AttentionTask&);
-void paged_attention_neon(const PagedAttention&, const AttentionTask&);
+void paged_attention_scalar(const PagedAttention&, const AttentionTask&, float*);
+void paged_attention_avx2(const PagedAttention&, const AttentionTask&, float*);
+void paged_attention_avx512(const PagedAttention&, const AttentionTask&, float*);
+void paged_attention_neon(const PagedAttention&, const AttentionTask&, float*);
 
 int paged_attention_cuda(const PagedAttention&, void* stream);  // a cudaError_t
 

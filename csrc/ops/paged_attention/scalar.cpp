@@ -61,11 +61,11 @@ struct Row {
 
 }  // namespace
 
-void paged_attention_scalar(const PagedAttention& a, const AttentionTask& task) {
-  const int64_t group = a.q_heads / a.kv_heads;
+void paged_attention_scalar(const PagedAttention& a, const AttentionTask& task, float* scratch) {
+  const int64_t group = queries_per_row(a);
   for (int64_t row = task.row; row < task.row + task.rows; ++row)
-    for (int64_t g = 0; g < group; ++g)
-      Row{a, row, task.kv_head * group + g, task.kv_head}.attend(task.scratch);
+    for (int64_t h = task.kv_head * group; h < (task.kv_head + task.kv_heads) * group; ++h)
+      Row{a, row, h, h / group}.attend(scratch);
 }
 
 }  // namespace effinfer

@@ -23,29 +23,19 @@ EFFINFER_INLINE Vec tanh(Vec x) {
   return select(t < splat(0.625f), near, signed_far);
 }
 
-EFFINFER_INLINE float largest(Vec x) {
-  float part[kLanes];
-  __builtin_memcpy(part, &x, sizeof(part));
-  EFFINFER_UNROLL
-  for (int half = kLanes / 2; half > 0; half /= 2) EFFINFER_UNROLL
-  for (int i = 0; i < half; ++i) part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
-  return part[0];
-}
-
 // The numbers 0, 1, 2.. in the lanes.
 template <int... j>
 EFFINFER_INLINE IVec lane_numbers(Lanes<j...>) {
   return IVec{j...};
 }
 
-// The first pass over one row's scores: those outside the range become -inf, and the row's largest
-// is returned, `top` or higher. Whole vectors are taken, with whatever lies in their other lanes.
-EFFINFER_INLINE float mask_scores(float* scores, KeyRange range, float cap, float top) {
+// The first pass over a query's scores: those outside the range become -inf; each lane's largest is
+// returned. Whole vectors are taken, with whatever lies in their other lanes.
+EFFINFER_INLINE Vec mask_scores(float* scores, KeyRange range, float cap) {
   const Vec none = splat(-__builtin_inff());
   const IVec number = lane_numbers(AllLanes{});
-  const int64_t first = range.begin / kLanes * kLanes;
-  Vec best = splat(top);
-  for (int64_t at = first; at < range.end; at += kLanes) {
+  Vec best = none;
+  for (int64_t at = range.begin / kLanes * kLanes; at < range.end; at += kLanes) {
     Vec x = load(scores + at);
     if (cap > 0.f) x = tanh(x) * splat(cap);
     const bool whole = at >= range.begin && at + kLanes <= range.end;
@@ -58,19 +48,44 @@ EFFINFER_INLINE float mask_scores(float* scores, KeyRange range, float cap, floa
     if (!whole || cap > 0.f) store(scores + at, x);
     best = max(best, x);
   }
-  return largest(best);
+  return best;
 }
 
-// The second pass: scores become weights. Returns the lanes' sums of them.
-EFFINFER_INLINE Vec exponentiate(float* scores, KeyRange range, float top) {
-  const Vec t = splat(top);
+// The second pass: scores become weights. Returns each lane's sum of them.
+EFFINFER_INLINE Vec exponentiate(float* scores, KeyRange range, Vec top) {
   Vec sum{};
   for (int64_t at = range.begin / kLanes * kLanes; at < range.end; at += kLanes) {
-    const Vec weight = exp2(load(scores + at) - t);
+    // No score is above `top`, so only the lower end needs a bound; max keeps a NaN.
+    const Vec weight = exp2_bounded(max(splat(-127.f), load(scores + at) - top));
     store(scores + at, weight);
     sum += weight;
   }
   return sum;
+}
+
+// The scores of up to kLanes queries, whose range is not empty, become weights; `factor` becomes
+// 2^(top before - top after), by which their sums so far shrink.
+EFFINFER_INLINE void weigh_scores(float* scores, const KeyRange* range, int64_t queries, float cap,
+                                  float* top, float* sums, float* factor) {
+  const auto reads = [&](int64_t i) { return range[i].begin < range[i].end; };
+  Vec best[kLanes];
+  EFFINFER_UNROLL
+  for (int i = 0; i < kLanes; ++i) {
+    best[i] = splat(-__builtin_inff());
+    if (i < queries && reads(i)) best[i] = mask_scores(scores + i * kAttentionBlock, range[i], cap);
+  }
+  transpose(best);  // now the lanes are queries
+  const Vec before = load_n(top, queries);
+  Vec after = before;
+  EFFINFER_UNROLL
+  for (int i = 0; i < kLanes; ++i) after = max(after, best[i]);
+  store_n(top, after, queries);
+  store(factor, exp2(before - after));
+  for (int64_t i = 0; i < queries; ++i) {
+    if (!reads(i)) continue;
+    const Vec sum = exponentiate(scores + i * kAttentionBlock, range[i], splat(top[i]));
+    store(sums + i * kPanel, fma(load(sums + i * kPanel), splat(factor[i]), sum));
+  }
 }
 
 }  // namespace

@@ -21,6 +21,11 @@ constexpr int kPanels = kMostSums / (R * kPanelVecs) >= 4   ? 4
                         : kMostSums / (R * kPanelVecs) >= 2 ? 2
                                                             : 1;
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
 template <int R, int P>
 EFFINFER_INLINE void clear(Vec (&sum)[R][P * kPanelVecs]) {
   EFFINFER_UNROLL
@@ -59,50 +64,81 @@ __attribute__((noinline)) void score_tile(const float* q, int64_t q_stride, cons
     store(scores + r * kAttentionBlock + v * kLanes, sum[r][v]);
 }
 
-template <int R, int P = kPanels<R>>
-void scores_of(const float* q, int64_t q_stride, const float* keys, int64_t dim, int64_t panel,
-               int64_t panels, float* scores) {
-  for (; panel + P <= panels; panel += P)
-    score_tile<R, P>(q, q_stride, keys + panel * dim * kPanel, dim, scores + panel * kPanel);
-  if constexpr (P > 1) scores_of<R, P / 2>(q, q_stride, keys, dim, panel, panels, scores);
+// scores[query][key] for the keys of panels [panel, panels): R queries at a time, a panel for all
+// of them before the next one.
+template <int R>
+void scores_of(const float* q, int64_t q_stride, int64_t queries, const float* keys, int64_t dim,
+               int64_t panel, int64_t panels, float* scores) {
+  constexpr int P = kPanels<R>;
+  const int64_t whole = queries / R * R;
+  const auto tiles = [&](auto wide, int64_t p) {
+    for (int64_t i = 0; i < whole; i += R)
+      score_tile<R, decltype(wide)::value>(q + i * q_stride, q_stride, keys + p * dim * kPanel, dim,
+                                           scores + i * kAttentionBlock + p * kPanel);
+  };
+  for (int64_t p = panel; p < panels;) {
+    const bool fits = p + P <= panels;
+    if (fits)
+      tiles(Count<P>{}, p);
+    else
+      tiles(Count<1>{}, p);
+    p += fits ? P : 1;
+  }
+  if constexpr (R > 1) {
+    if (whole < queries)
+      scores_of<R - 1>(q + whole * q_stride, q_stride, queries - whole, keys, dim, panel, panels,
+                       scores + whole * kAttentionBlock);
+  }
 }
 
-// A block's values: key j's dimensions from panel p on lie at rows[j] + p * panel_stride.
+// A block's values: key j's dimensions from panel p on lie at rows[j] + from + p * panel_stride.
 template <class T>
 struct Values {
   const T* const* rows;
-  int64_t panel_stride;
+  int64_t from, panel_stride;
 };
 
-// out[r] = out[r] * factor[r] + sum of weights[r][j] * value j, for keys [begin, end) and P panels
-// of dimensions.
+// Queries that read the same keys of a block, and what they keep.
+struct Segment {
+  int64_t queries;
+  KeyRange range;
+  const float* weights;  // [query][kAttentionBlock]
+  const float* factor;   // [query]
+  float* out;            // [query], v_stride apart
+};
+
+// out[r] = out[r] * factor[r] + sum of weights[r][j] * value j, for P panels of dimensions.
 template <int R, int P, class T>
-__attribute__((noinline)) void value_tile(const float* weights, const float* factor,
-                                          const Values<T>& values, int64_t panel, int64_t begin,
-                                          int64_t end, float* out, int64_t out_stride) {
+__attribute__((noinline)) void value_tile(const Segment& s, const Values<T>& values, int64_t panel,
+                                          int64_t v_stride) {
   const T* const* const rows = values.rows;
-  const int64_t panel_stride = values.panel_stride, from = panel * panel_stride;
+  const int64_t panel_stride = values.panel_stride;
+  const int64_t from = values.from + panel * panel_stride, end = s.range.end;
+  const float *const weights = s.weights, *const factor = s.factor;
   Vec sum[R][P * kPanelVecs];
   clear<R, P>(sum);
-  for (int64_t j = begin; j < end; ++j)
+  for (int64_t j = s.range.begin; j < end; ++j)
     accumulate<R, P>(sum, weights + j, kAttentionBlock, rows[j] + from, panel_stride);
   EFFINFER_UNROLL
   for (int r = 0; r < R; ++r) {
     const Vec f = splat(factor[r]);
-    float* const to = out + r * out_stride + panel * kPanel;
+    float* const to = s.out + r * v_stride + panel * kPanel;
     EFFINFER_UNROLL
     for (int v = 0; v < P * kPanelVecs; ++v)
       store(to + v * kLanes, fma(load(to + v * kLanes), f, sum[r][v]));
   }
 }
 
-template <int R, class T, int P = kPanels<R>>
-void weigh_values(const float* weights, const float* factor, const Values<T>& values, int64_t panel,
-                  int64_t panels, int64_t begin, int64_t end, float* out, int64_t out_stride) {
-  for (; panel + P <= panels; panel += P)
-    value_tile<R, P>(weights, factor, values, panel, begin, end, out, out_stride);
-  if constexpr (P > 1)
-    weigh_values<R, T, P / 2>(weights, factor, values, panel, panels, begin, end, out, out_stride);
+// The same for panels [panel, panels) and a run-time number of queries, at most R.
+template <int R, class T>
+void weigh_values(const Segment& s, const Values<T>& values, int64_t panel, int64_t panels,
+                  int64_t v_stride) {
+  if constexpr (R > 1) {
+    if (s.queries < R) return weigh_values<R - 1>(s, values, panel, panels, v_stride);
+  }
+  constexpr int P = kPanels<R>;
+  for (; panel + P <= panels; panel += P) value_tile<R, P>(s, values, panel, v_stride);
+  for (; panel < panels; ++panel) value_tile<R, 1>(s, values, panel, v_stride);
 }
 
 }  // namespace
