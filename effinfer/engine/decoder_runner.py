@@ -21,7 +21,7 @@ from effinfer.engine.batch import Batch
 from effinfer.engine.decoder_model import DecoderLayer, DecoderModel
 from effinfer.engine.kv import KVPages
 from effinfer.engine.loop_additions import LoopAddition, add_up, additions
-from effinfer.engine.projection import project, project_gated
+from effinfer.engine.projection import Projection, lay_end_to_end, project, project_gated
 from effinfer.engine.runner import BLOCK_SIZE, Room, RunnerSpec
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -40,6 +40,7 @@ class DecoderRunner:
         with torch.inference_mode(False), torch.no_grad():
             self._layers = [_Layer(layer) for layer in model.layers]
             self._head = project(model.head)
+            lay_end_to_end(p for layer in self._layers for p in layer.projections)
         self._kv_heads = [(model.kv_heads, model.head_dim)] * len(self._layers)
         windows = [layer.window for layer in model.layers]
         self.spec = RunnerSpec(
@@ -109,7 +110,8 @@ class DecoderRunner:
 
     def close(self) -> None:
         """Give back the pages and the packed weights."""
-        self.__dict__.clear()
+        for name in ("_pages", "_scratch", "_arena", "_layers", "_head"):
+            self.__dict__.pop(name, None)
 
     def _parts(self, batch: Batch, rows: _Rows) -> list[Part]:
         """The loops present, each with its rows."""
@@ -237,6 +239,11 @@ class _Layer:
         ):
             if weight is not None:
                 yield weight, heads
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The layer's products, in the order in which they are read."""
+        return self.qkv, self.o, self.gate_up, self.down
 
     @property
     def rank(self) -> int:

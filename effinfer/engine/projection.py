@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol, cast
 
@@ -14,7 +14,7 @@ from effinfer.nn.lowbit import LowBitLinear
 from effinfer.ops.linear import pack_linear
 from effinfer.ops.lowbit_linear import PackedLowBit, pack_lowbit, unpack_lowbit
 from effinfer.ops.lowbit_weight import LowBitWeight
-from effinfer.patch.linear import LinearWithPacked
+from effinfer.patch.linear import LinearWithPacked, end_to_end
 from effinfer.patch.lowbit import LinearWithLowBit
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -121,6 +121,14 @@ class GateTimesUp:
         self.gate(native, x, out)
         self.up(native, x, up)
         out.mul_(up)
+
+
+def lay_end_to_end(projections: Iterable[Projection]) -> None:
+    """Move the packed float weights into one block of huge pages, those packed elsewhere too: the
+    memory of a launch is then read in one sweep."""
+    floats = [p for p in projections if isinstance(p, FloatProjection)]
+    for projection, place in zip(floats, end_to_end([p.packed for p in floats]), strict=True):
+        projection.packed = place
 
 
 def linear_reasons(linear: nn.Module) -> list[str]:

@@ -116,7 +116,9 @@ class Driver:
         chosen = []
         for index in order:
             line = self.lines[index]
-            if line.fed < len(line.tokens) and self.random.random() < 0.7:
+            # A scheduler's segments of one loop never follow upon each other: they are one.
+            free = self.runner.spec.loops > 1 or not line.pieces
+            if free and line.fed < len(line.tokens) and self.random.random() < 0.7:
                 stop = min(line.fed + self.random.randint(1, chunk), len(line.tokens))
                 line.pieces.append(Piece(line.fed, stop, self.arena))
                 self.arena += stop - line.fed

@@ -9,6 +9,7 @@ import torch
 
 from effinfer.engine.batch import Batch, Span
 from effinfer.engine.kv import KVPages, StatePool
+from effinfer.patch.linear import end_to_end
 
 TABLE = np.array([[4, 2], [1, 3]], np.int32)
 
@@ -75,3 +76,15 @@ def test_state_slots():
     assert (pool.states[1][2] == 8).all()
     assert (pool.states[0][0] == 0).all()
     assert pool.memory.nbytes == 4 * StatePool.bytes_per_slot(shapes)
+
+
+def test_weights_end_to_end_keep_their_values():
+    weights = [torch.randn(500, 1001), torch.randn(7, 33).bfloat16(), torch.randn(300, 1024)]
+    laid = end_to_end(weights)
+    for weight, place in zip(weights, laid, strict=True):
+        assert torch.equal(weight, place)
+        assert place.is_contiguous()
+        assert weight.data_ptr() != place.data_ptr()
+    assert len({place.untyped_storage().data_ptr() for place in laid}) == 1
+    assert end_to_end(weights[1:2])[0] is weights[1]
+    assert end_to_end([]) == []
