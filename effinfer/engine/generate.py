@@ -30,18 +30,21 @@ def generate(
     stopping_criteria: Iterable[Any] = (),
     generation_config: Any = None,
     engine: Engine | None = None,
+    max_ngram: int = 0,
     **model_kwargs: Any,
 ) -> Any:
     """Decode with the engine: ``model.generate(ids, ..., custom_generate=effinfer.generate)``.
 
     Greedy tokens are transformers' own. Sampled ones follow the same distribution, from seeds that
     ``torch.manual_seed`` determines. Rows may differ in length (left padding, ``attention_mask``);
-    a penalty does not count the padding. ``prompt_lookup_num_tokens`` works for every architecture
-    and batch. transformers hands a ``streamer`` to no custom function: use ``Engine.submit``.
+    a penalty does not count the padding. transformers hands a ``streamer`` to no custom function:
+    use ``Engine.submit``.
 
     Args:
         model, input_ids, logits_processor, stopping_criteria, generation_config: from transformers.
         engine: one that runs ``model`` already; None makes one for this call.
+        max_ngram: tokens to draft from the sequence itself, as transformers' own
+            ``prompt_lookup_num_tokens``, but for every architecture and batch.
 
     Returns:
         ``(batch, length)`` int64, padded on the right, or a ``GenerateDecoderOnlyOutput`` of them.
@@ -66,13 +69,13 @@ def generate(
     if engine is not None:
         outputs = _run(engine, prompts, params, wanted.max_time)
     else:
-        longest = max(len(prompt) for prompt in prompts)
+        positions = max(len(prompt) for prompt in prompts) + wanted.max_tokens
         with Engine(
             model,
             max_slots=len(prompts),
-            token_budget=max(256, len(prompts)),
-            max_positions=longest + wanted.max_tokens,
-            max_ngram=generation_config.prompt_lookup_num_tokens or 0,
+            token_budget=min(max(256, len(prompts)), len(prompts) * positions),
+            max_positions=positions,
+            max_ngram=max_ngram,
             prefix_cache=False,
         ) as made:
             outputs = _run(made, prompts, params, wanted.max_time)

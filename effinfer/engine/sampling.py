@@ -118,17 +118,14 @@ def sample(
         ]
         return np.concatenate(parts)
     scores = _processed(logits, rows, positions, history)
-    tokens = scores.argmax(dim=-1)
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
+    if len(drawn) == len(rows):
+        return np.asarray(_draw(scores, rows, positions))
+    tokens: np.ndarray = scores.numpy().argmax(axis=1)
     if drawn:
-        everyone = len(drawn) == len(rows)
-        chosen = _draw(
-            scores if everyone else scores[drawn],
-            [rows[i] for i in drawn],
-            positions if everyone else positions[drawn],
-        )
-        tokens[drawn] = chosen
-    return tokens.numpy()
+        some = _draw(scores[drawn], [rows[i] for i in drawn], positions[drawn])
+        tokens[drawn] = some.numpy()
+    return tokens
 
 
 def token_logprobs(
@@ -191,60 +188,80 @@ def _draw(scores: torch.Tensor, rows: Sequence[RowParams], positions: np.ndarray
     """One token per row, from the distribution that temperature and the filters leave."""
     params = [row.params for row in rows]
     scores = scores / _column([p.temperature for p in params])
-    if any(0 < p.top_k < scores.shape[1] for p in params):
-        scores = keep_top_k(scores, [p.top_k for p in params])
-    if any(p.top_p < 1.0 for p in params):
-        scores = keep_top_p(scores, [p.top_p for p in params])
-    if any(p.min_p > 0.0 for p in params):
-        scores = keep_min_p(scores, [p.min_p for p in params])
-    cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    weights = scores.softmax(dim=-1)
+    if any(p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0 for p in params):
+        weights *= scores >= least_kept(scores, weights, params)
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     seeds = np.array([row.seed & (2**64 - 1) for row in rows], dtype=np.uint64)
     # The token sampled from a row is the one at the next position.
     u = torch.from_numpy(uniform(seeds, positions + 1))[:, None]
-    # The first token whose cumulative probability exceeds u: one of probability zero never does.
+    # The first token whose cumulative weight exceeds u: one of weight zero never does.
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
 
 
-def keep_top_k(scores: torch.Tensor, k: Sequence[int]) -> torch.Tensor:
-    """``scores (n, vocab)``, -inf below row i's ``k[i]``-th largest; 0 keeps all."""
-    vocab = scores.shape[1]
-    places = np.array([vocab - one if 0 < one < vocab else 0 for one in k])
-    ordered = np.partition(scores.numpy(), np.unique(places), axis=1)
-    least = torch.from_numpy(ordered[np.arange(len(places)), places])[:, None]
-    return scores.masked_fill(scores < least, -torch.inf)
-
-
-def keep_top_p(scores: torch.Tensor, p: Sequence[float]) -> torch.Tensor:
-    """``scores (n, vocab)``, -inf where more probable tokens reach ``p[i]`` together.
+def least_kept(
+    scores: torch.Tensor, probs: torch.Tensor, params: Sequence[SamplingParams]
+) -> torch.Tensor:
+    """The smallest score that top-k, then top-p, then min-p leave in each row.
 
     Tokens as probable as the last one kept are kept too, so that order among equals has no say.
+
+    Args:
+        scores: ``(n, vocab)``, logits over temperature.
+        probs: ``(n, vocab)``, their softmax.
+        params: the n rows'.
+
+    Returns:
+        ``(n, 1)``; -inf where all are left.
     """
-    probs = scores.softmax(dim=-1)
-    values, wanted = probs.numpy(), np.array(p)[:, None]
-    first = max(0, values.shape[1] - CANDIDATES)
-    largest = np.sort(np.partition(values, first, axis=1)[:, first:], axis=1)
-    least = _least_kept(largest, wanted)
-    short = np.flatnonzero(largest.sum(axis=1, dtype=np.float64) < wanted[:, 0])
-    if len(short):
-        least[short] = _least_kept(np.sort(values[short], axis=1), wanted[short])
-    least[wanted >= 1.0] = 0.0
-    return scores.masked_fill(probs < torch.from_numpy(least), -torch.inf)
+    vocab = scores.shape[1]
+    k = np.array([p.top_k if p.top_k < vocab else 0 for p in params])
+    p = np.array([one.top_p for one in params])
+    min_p = np.array([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params])
+    values, largest = scores.numpy(), scores.amax(dim=-1).numpy()
+    least = (largest + min_p).astype(values.dtype)
+    filtered = np.flatnonzero((k > 0) | (p < 1.0))
+    if len(filtered):
+        certain = probs.amax(dim=-1).numpy()
+        for candidates in (min(CANDIDATES, vocab), vocab):
+            some = values[filtered]
+            if candidates < vocab:
+                some = np.partition(some, vocab - candidates, axis=1)[:, vocab - candidates :]
+            descending = np.sort(some, axis=1)[:, ::-1]
+            found, enough = _least_of(
+                descending, certain[filtered], k[filtered], p[filtered], candidates == vocab
+            )
+            least[filtered] = np.maximum(least[filtered], np.where(enough, found, -np.inf))
+            filtered = filtered[~enough]
+            if not len(filtered):
+                break
+    return torch.from_numpy(least)[:, None]
 
 
-def keep_min_p(scores: torch.Tensor, p: Sequence[float]) -> torch.Tensor:
-    """``scores (n, vocab)``, -inf where a token is less than ``p[i]`` times as probable as the
-    row's most probable one."""
-    floor = _column([math.log(value) if value > 0.0 else -math.inf for value in p])
-    below = scores - scores.amax(dim=-1, keepdim=True) < floor
-    return scores.masked_fill(below, -torch.inf)
+def _least_of(
+    descending: np.ndarray, largest: np.ndarray, k: np.ndarray, p: np.ndarray, complete: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The last score that top-k and top-p keep of each row's largest, and whether those are enough.
 
-
-def _least_kept(ascending: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """The smallest probability before which less than ``p`` has been summed up, ``(n, 1)``."""
-    descending = ascending[:, ::-1]
-    before = descending.cumsum(axis=1, dtype=np.float64) - descending
-    last = (before < p).sum(axis=1, keepdims=True) - 1
-    return np.take_along_axis(descending, last, axis=1)
+    Args:
+        descending: ``(n, candidates)`` scores.
+        largest: ``(n,)`` the first one's probability among all of the vocabulary.
+        k, p: ``(n,)``; k of 0 keeps all.
+        complete: the candidates are all there are.
+    """
+    rows, candidates = np.arange(len(k)), descending.shape[1]
+    kth = np.where(k > 0, descending[rows, np.minimum(k, candidates) - 1], -np.inf)
+    weights = np.exp((descending - descending[:, :1]).astype(np.float64))
+    weights *= descending >= kth[:, None]
+    summed = weights.cumsum(axis=1)
+    # Of all that top-k leaves; without it, of the vocabulary.
+    total = np.where(k > 0, summed[:, -1], 1.0 / largest.astype(np.float64))
+    inside = (summed - weights < (p * total)[:, None]) & (descending >= kth[:, None])
+    found = descending[rows, inside.sum(axis=1) - 1]
+    found = np.where(p < 1.0, found, kth)
+    # With top-k: no equals of the k-th are left out.
+    enough = np.where(k > 0, kth > descending[:, -1], summed[:, -1] >= p * total)
+    return found, enough | complete
 
 
 def _column(values: Sequence[float]) -> torch.Tensor:

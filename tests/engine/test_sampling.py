@@ -64,32 +64,50 @@ def test_uniform_numbers_are_uniform_over_positions_and_over_seeds():
 @settings(max_examples=25, deadline=None)
 def test_filters_keep_what_transformers_keeps(seed, k, p, min_p, scale):
     x = logits_of(3, seed=seed, scale=scale).double()
-    assert torch.equal(sampling.keep_top_k(x, [k, k, k]), hf.TopKLogitsWarper(k)(None, x))
-    assert torch.equal(sampling.keep_top_p(x, [p] * 3), hf.TopPLogitsWarper(p)(None, x))
-    assert torch.equal(sampling.keep_min_p(x, [min_p] * 3), hf.MinPLogitsWarper(min_p)(None, x))
+    filters = [hf.TopKLogitsWarper(k), hf.TopPLogitsWarper(p), hf.MinPLogitsWarper(min_p)]
+    params = [{"top_k": k}, {"top_p": p}, {"min_p": min_p}]
+    for one, alone in zip(params, filters, strict=True):
+        assert torch.equal(left(x, [one] * 3), kept(alone(None, x)))
+    want = x
+    for one in filters:
+        want = one(None, want)
+    together = {"top_k": k, "top_p": p, "min_p": min_p}
+    assert torch.equal(left(x, [together, {}, together])[[0, 2]], kept(want)[[0, 2]])
+
+
+def left(scores, params):
+    """Which tokens the filters leave."""
+    params = [SamplingParams(temperature=1.0, **one) for one in params]
+    return scores >= sampling.least_kept(scores, scores.softmax(-1), params)
 
 
 def test_filters_take_each_rows_own_number():
     x = logits_of(4).double()
-    some = sampling.keep_top_k(x, [0, 1, 5, VOCAB + 1])
-    assert kept(some).sum(dim=1).tolist() == [VOCAB, 1, 5, VOCAB]
-    p = [1.0, 1e-9, 0.5, 1.0]
-    assert kept(sampling.keep_top_p(x, p)).sum(dim=1)[[0, 1, 3]].tolist() == [VOCAB, 1, VOCAB]
-    assert kept(sampling.keep_min_p(x, [0.0, 1.0, 0.1, 0.0])).sum(dim=1)[0] == VOCAB
+    by_k = left(x, [{}, {"top_k": 1}, {"top_k": 5}, {"top_k": VOCAB + 1}])
+    assert by_k.sum(dim=1).tolist() == [VOCAB, 1, 5, VOCAB]
+    by_p = left(x, [{}, {"top_p": 1e-9}, {"top_p": 0.5}, {"top_k": 7}])
+    assert by_p.sum(dim=1)[[0, 1, 3]].tolist() == [VOCAB, 1, 7]
+    by_min_p = left(x, [{}, {"min_p": 1.0}, {"min_p": 0.1}, {}])
+    assert by_min_p.sum(dim=1)[[0, 1, 3]].tolist() == [VOCAB, 1, VOCAB]
 
 
-def test_top_p_past_its_candidates_sorts_the_rest():
-    flat = logits_of(2, vocab=4 * sampling.CANDIDATES, scale=0.01).double()
-    got = sampling.keep_top_p(flat, [0.9, 0.05])
-    for row, value in enumerate([0.9, 0.05]):
-        want = hf.TopPLogitsWarper(value)(None, flat[row : row + 1])
-        assert torch.equal(got[row : row + 1], want)
+def test_filters_past_their_candidates_sort_the_rest():
+    vocab = 4 * sampling.CANDIDATES
+    flat = logits_of(4, vocab=vocab, scale=0.01).double()
+    got = left(flat, [{"top_p": 0.9}, {"top_p": 0.05}, {"top_k": vocab - 9}, {"top_k": 3}])
+    assert torch.equal(got[:1], kept(hf.TopPLogitsWarper(0.9)(None, flat[:1])))
+    assert torch.equal(got[1:2], kept(hf.TopPLogitsWarper(0.05)(None, flat[1:2])))
+    assert got.sum(dim=1)[2:].tolist() == [vocab - 9, 3]
 
 
 def test_equals_at_the_border_are_kept_together():
+    many = torch.zeros(1, 3 * sampling.CANDIDATES, dtype=torch.float64)
+    many[0, 0] = 1.0
+    assert left(many, [{"top_k": 2}]).all()
+    assert left(many, [{"top_k": 2, "top_p": 0.5}]).all()
     x = torch.tensor([[1.0, 0.0, 0.0, 0.0, -5.0]], dtype=torch.float64)
-    assert kept(sampling.keep_top_k(x, [2])).tolist() == [[True] * 4 + [False]]
-    assert kept(sampling.keep_top_p(x, [0.6])).tolist() == [[True] * 4 + [False]]
+    assert left(x, [{"top_k": 2}]).tolist() == [[True] * 4 + [False]]
+    assert left(x, [{"top_p": 0.6}]).tolist() == [[True] * 4 + [False]]
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0])
