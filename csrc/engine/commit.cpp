@@ -74,7 +74,13 @@ void Scheduler::settle(Request& r, size_t index, const int32_t* tokens) {
       r.tokens[at] = token;
       r.length = at + 1;
     }
-    stats_.drafts_accepted += right;
+    if (right) {
+      ++stats_.drafts_accepted;
+      const bool begun = index + 1 < r.chain.size();  // not so when a stop or room came between
+      controller_.saved(span.proposed > 0 ? 1
+                        : begun           ? r.chain[index + 1].loop + r.chain[index + 1].picked
+                                          : 0);
+    }
     append_certain(r, token, span.loop, depth);
     if (r.ending != kToken) return;
     if (!right) break;

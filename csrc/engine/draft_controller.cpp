@@ -13,8 +13,13 @@ DraftController::DraftController(const Config& config)
   for (size_t n = 1; n < costs_.size(); ++n) costs_[n] = std::max(costs_[n], costs_[n - 1]);
 }
 
-void DraftController::predicted(bool right) { acceptance_ += (right - acceptance_) * kRate; }
-void DraftController::offered_exit(bool exited) { exits_ += (exited - exits_) * kRate; }
+void DraftController::launched(int rows, int plain_rows, int wanted, int plain_wanted) {
+  if (plain_rows == 0) return;
+  const double plain = seconds(plain_rows) + head_seconds(plain_wanted);
+  row_seconds_ = plain / plain_rows;
+  account_ += kAllowance * plain - (seconds(rows) + head_seconds(wanted) - plain);
+  account_ = std::min(account_, kMostSaved * plain);
+}
 
 void DraftController::begin(int rows) {
   rows_ = rows;
@@ -38,7 +43,7 @@ void DraftController::choose(int room) {
     for (int n = 1; n <= offers_[l] && rows - rows_ < room; ++n) {
       worth += worth_[l] / offers_[l];
       const double rate = worth / seconds(++rows);
-      if (rate <= best) continue;
+      if (rate <= best || seconds(rows) - seconds(rows_) > std::max(account_, 0.)) continue;
       best = rate;
       cut_ = l;
       at_cut_ = n;
@@ -59,14 +64,15 @@ bool DraftController::asks_early(int rows, int decoding) const {
   double best = plain, worth = rows, chance = 1;
   int n = rows;
   for (int ahead = 1; ahead < loops_; ++ahead) {
-    chance *= acceptance_;
+    chance *= acceptance_.value;
     for (int i = 0; i < decoding && n < max_rows_; ++i) {
       worth += chance;
       best = std::max(best, worth / seconds(++n));
     }
   }
-  const double gain = exits_ * (best / plain - 1);
-  return best > plain * kGain && gain * seconds(rows) > head_seconds(decoding);
+  const double gain = exits_.value * (best / plain - 1);
+  const double cost = head_seconds(decoding);
+  return best > plain * kGain && gain * seconds(rows) > cost && cost <= std::max(account_, 0.);
 }
 
 }  // namespace effinfer::engine

@@ -1,5 +1,10 @@
 // Decides how many draft rows a launch takes. A row's worth is the chance that it turns out right;
 // rows are added, best first, while that raises (worth of the launch) / (its seconds).
+//
+// Chances are estimates, so an account is kept in seconds: what drafts and early logits have added
+// to launches, against what the drafts that turned out right have saved. Nothing is spent that the
+// account does not hold; all that it is given for nothing is kAllowance of the time that passes,
+// which bounds what drafts can ever lose.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -13,9 +18,16 @@ class DraftController {
   explicit DraftController(const Config& config);
 
   // Chances, learnt from every prediction whether or not its rows ever ran.
-  double acceptance() const { return acceptance_; }
-  void predicted(bool right);
-  void offered_exit(bool exited);
+  double acceptance() const { return acceptance_.value; }
+  void predicted(bool right) { acceptance_.learn(right); }
+  void offered_exit(bool exited) { exits_.learn(exited); }
+
+  // The launch took `rows` rows and the logits of `wanted`, where without drafts there would have
+  // been `plain_rows` and `plain_wanted`.
+  void launched(int rows, int plain_rows, int wanted, int plain_wanted);
+  // So many of a row's loops, run as drafts, turned out right. Half their time counts: the requests
+  // of a batch don't gain alike, and one that ends early helps the others only if another waits.
+  void saved(int row_loops) { account_ += row_loops * row_seconds_ / 2; }
 
   // A launch of `rows` certain rows. offer() every draft row's chance, then choose(), then take()
   // each: true when it goes aboard.
@@ -28,20 +40,32 @@ class DraftController {
   // against the time of a head that `full` does not run.
   bool asks_early(int rows, int decoding) const;
   // Every so often a position is asked all the same, or nothing would be learnt any more.
-  bool probes() { return ++positions_ % kProbe == 0; }
+  bool probes() { return ++positions_ % kProbe == 0 && account_ >= 0; }
 
  private:
   static constexpr int kLevels = 32;
   static constexpr int kProbe = 64;
-  static constexpr double kGain = 1.02;     // drafts must promise more than noise
-  static constexpr double kRate = 1. / 64;  // of the moving averages
+  static constexpr double kGain = 1.02;  // drafts must promise more than noise
+  static constexpr double kAllowance = 0.005;
+  static constexpr double kMostSaved = 8;  // launches that the account holds: loads change
+  // A chance learnt as a moving average, whose first outcomes count for more.
+  struct Chance {
+    double value;
+    int outcomes = 4;  // that the first guess stands for
+    void learn(bool outcome) {
+      if (outcomes < 64) ++outcomes;
+      value += (outcome - value) / outcomes;
+    }
+  };
   static int level(double worth) { return static_cast<int>(worth * (kLevels - 1)); }
   double seconds(int rows) const { return costs_[rows - 1]; }
   double head_seconds(int rows) const;
 
   int loops_, max_rows_;
   std::vector<double> costs_, head_costs_;
-  double acceptance_ = 0.8, exits_ = 0.5;
+  Chance acceptance_{0.8}, exits_{0.5};
+  double account_ = 0;      // seconds
+  double row_seconds_ = 0;  // a row's share of the last launch without drafts
   int rows_ = 0;
   int offers_[kLevels] = {};
   double worth_[kLevels] = {};

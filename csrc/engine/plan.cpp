@@ -17,6 +17,7 @@ int Scheduler::plan(double now) {
 
   room_ = config_.max_rows;
   prefill_room_ = config_.chunk();
+  decoding_ = 0;
   for (auto& candidates : candidates_) candidates.clear();
   for (size_t i = 0; i < active_.size(); ++i) collect(*active_[(turn_ + i) % active_.size()]);
   auto& urgent = candidates_[kUrgent];
@@ -31,6 +32,7 @@ int Scheduler::plan(double now) {
     turn_ = std::find(active_.begin(), active_.end(), left_out) - active_.begin();
   if (config_.drafts()) pick_drafts();
   emit_rows();
+  if (config_.drafts()) account_for_drafts();
   const int rows = launch_.tokens.count;
   stats_.launches += rows > 0;
   stats_.rows += rows;
@@ -39,7 +41,7 @@ int Scheduler::plan(double now) {
 }
 
 void Scheduler::collect(Request& r) {
-  if (r.ending != kToken) return;
+  decoding_ += r.end >= r.prompt;
   for (size_t i = 0; i < r.chain.size(); ++i)
     candidates_[rank_of(r, r.chain[i])].push_back({&r, i});
   if (can_extend(r)) {
@@ -111,9 +113,12 @@ void Scheduler::take_aboard(Request& r, Span& span) {
   if (!is_draft(r, span)) r.progressed = stats_.launches + 1;
 }
 
+// The chance that so many drafts in a row are right. How well lookup works depends on the text;
+// exits are calibrated for all.
 double Scheduler::worth(const Request& r, int drafts) const {
-  double chance = r.acceptance;
-  for (int i = 1; i < drafts; ++i) chance *= r.acceptance;
+  const double each = config_.max_ngram > 0 ? r.acceptance : controller_.acceptance();
+  double chance = each;
+  for (int i = 1; i < drafts; ++i) chance *= each;
   return chance;
 }
 
@@ -137,7 +142,22 @@ void Scheduler::pick_drafts() {
   controller_.choose(room_);
   for (const Candidate& candidate : drafts)
     if (controller_.take(worth_of(candidate))) pick(candidate);
-  early_ = rows > 0 && controller_.asks_early(rows, static_cast<int>(active_.size()));
+  early_ = rows > 0 && controller_.asks_early(rows, decoding_);
+}
+
+void Scheduler::account_for_drafts() {
+  const auto& wanted = launch_.wanted_draft;
+  int plain_wanted = 0;
+  for (int i = 0; i < wanted.count; ++i)
+    plain_wanted +=
+        !wanted.data[i] && launch_.loops.data[launch_.wanted.data[i][0]] == config_.loops - 1;
+  int extra = 0;  // rows of drafts, and those that run again because of one
+  for (const Request* r : active_)
+    for (const Span& span : r->chain)
+      if (span.picked && (is_draft(*r, span) || config_.max_ngram > 0))
+        extra += is_draft(*r, span) ? span.length : span.first < r->prompt ? 0 : span.length - 1;
+  const int rows = launch_.tokens.count;
+  controller_.launched(rows, rows - extra, wanted.count, plain_wanted);
 }
 
 // Tokens that prompt lookup could add to what the request runs in this launch.

@@ -103,6 +103,7 @@ class Scheduler {
   bool extend(Request& request);
   void take_aboard(Request& request, Span& span);
   void pick_drafts();
+  void account_for_drafts();
   double worth(const Request& request, int drafts) const;
   int proposals(const Request& request) const;
   void propose(Request& request);
@@ -142,6 +143,7 @@ class Scheduler {
   std::vector<std::vector<Candidate>> candidates_;
   int room_ = 0, prefill_room_ = 0;
   size_t turn_ = 0;     // who is first when not all fit
+  int decoding_ = 0;    // requests past their prompts
   bool early_ = false;  // lossless: exits are asked for
 };
 
