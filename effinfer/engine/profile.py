@@ -16,17 +16,18 @@ _ROUNDS = 5
 def measure_costs(runner: Runner, max_rows: int) -> tuple[list[float], list[float]]:
     """Seconds of a launch of n rows, and of the logits of n rows, for n = 1 .. ``max_rows``.
 
-    Measured at n = 1, 2, 4, ... and ``max_rows``, between these on straight lines, and never falling.
-    Rows are one position each of as many sequences as there are lines, or several where there are
-    more rows. Blocks and state slots are written: measure before any is in use.
+    Measured at n = 1, 2, 4, ... up to as many as fit the memory, between these on straight lines, and
+    never falling. Rows are one position each of as many sequences as there are lines, or several
+    where there are more rows. Blocks and state slots are written: measure before any is in use.
 
     Args:
         runner: with memory allocated.
         max_rows: at most what it was allocated for.
     """
+    most = min(max_rows, _room(runner))
     sizes = [1]
-    while sizes[-1] < max_rows:
-        sizes.append(min(2 * sizes[-1], max_rows))
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
     batches = [_batch(runner, n, wanted) for n in sizes for wanted in (0, n)]
     for batch in batches:  # the first launch of a size makes its views
         runner.launch(batch)
@@ -49,17 +50,33 @@ def measure_costs(runner: Runner, max_rows: int) -> tuple[list[float], list[floa
     return launch, head
 
 
-def _batch(runner: Runner, rows: int, wanted: int) -> Batch:
-    """``rows`` rows of as many sequences as there are lines, blocks and states for."""
+def _lines(runner: Runner) -> int:
+    """Sequences that there are lines, states and blocks for."""
     spec, room = runner.spec, runner.room
-    lines = min(rows, room.max_slots)
+    lines = room.max_slots
     if spec.has_state:
         lines = min(lines, room.states)
-    if spec.has_kv:
-        lines = min(lines, room.blocks)
-    per_line = -(-rows // lines)
-    per_line_blocks = -(-per_line // spec.block_size)
-    table = np.arange(lines * per_line_blocks, dtype=np.int32).reshape(lines, per_line_blocks)
+    return min(lines, room.blocks) if spec.has_kv else lines
+
+
+def _room(runner: Runner) -> int:
+    """Rows that can have a position each."""
+    spec = runner.spec
+    rows = _lines(runner) * spec.max_positions
+    return min(rows, runner.room.blocks * spec.block_size) if spec.has_kv else rows
+
+
+def _batch(runner: Runner, rows: int, wanted: int) -> Batch:
+    """``rows`` rows, of as many sequences as their blocks allow."""
+    spec = runner.spec
+    lines = min(rows, _lines(runner))
+    while True:
+        per_line = -(-rows // lines)
+        blocks = -(-per_line // spec.block_size)  # of each
+        if not spec.has_kv or lines * blocks <= runner.room.blocks:
+            break
+        lines -= 1
+    table = np.arange(lines * blocks, dtype=np.int32).reshape(lines, blocks)
     spans = []
     for line in range(lines):
         count = min(per_line, rows - line * per_line)
