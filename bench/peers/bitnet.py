@@ -57,7 +57,8 @@ def our_model(stock: nn.Module) -> nn.Module:
 
 @torch.compiler.set_stance("force_eager")
 def layer_error(stock: nn.Module, ours: nn.Module) -> float:
-    """The worst relative L2 error of our layers on the inputs that the stock model's layers get.
+    """The worst relative L2 error of our layers on the inputs of the stock model's layers, as those
+    round them: a value halfway between two codes may go either way.
 
     Logits are no measure: layers later, a code that rounds the other way has moved all of them.
     """
@@ -65,7 +66,8 @@ def layer_error(stock: nn.Module, ours: nn.Module) -> float:
     replaced = dict(ours.named_modules())
 
     def compare(name: str, module: nn.Module, inputs: tuple[torch.Tensor], y: torch.Tensor) -> None:
-        errors.append(relative_error(replaced[name](*inputs), y))
+        codes, scale = module.activation_quant(inputs[0])
+        errors.append(relative_error(replaced[name](codes / scale), y))
 
     hooks = [
         module.register_forward_hook(functools.partial(compare, name))
