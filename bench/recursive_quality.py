@@ -129,7 +129,7 @@ def report(model: Any, groups: list[Tensor]) -> dict[str, Any]:
 
 def main(
     text: Annotated[Path | None, typer.Option(help="Folder with *.rst.txt files.")] = None,
-    windows_one_in: Annotated[int, typer.Option(help="Held-out windows to look at.")] = 4,
+    windows_one_in: Annotated[int, typer.Option(help="Held-out windows to look at.")] = 8,
     models: Annotated[Path, typer.Option(help="Folder of the models' folders.")] = MODELS,
     out: Annotated[Path, typer.Option(help="Results file.")] = RESULTS,
     threads: int = 1,
