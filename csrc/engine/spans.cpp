@@ -85,7 +85,7 @@ void Scheduler::flush_after(Request& r, size_t index) {
   const size_t dropped = r.chain.size() - index - 1;
   if (dropped == 0) return;
   for (size_t i = index + 1; i < r.chain.size(); ++i) {
-    stats_.drafts_flushed += r.chain[i].loop;
+    stats_.drafts_flushed += r.chain[i].loop + r.chain[i].picked;
     release_span(r.chain[i]);
   }
   r.chain.resize(index + 1);

@@ -6,6 +6,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.engine.driver import CANCELLED, ERROR, STOP, Driver, random_driver, random_request
 
@@ -45,3 +48,46 @@ def test_random_operations_keep_every_promise(seed: int) -> None:
         operate(rng, driver, rng.random())
     driver.drain()
     assert len(driver.ended) == driver.ids
+
+
+class Machine(RuleBasedStateMachine):
+    """The same operations as rules, for Hypothesis to find a short way to break a promise."""
+
+    @initialize(seed=st.integers(0, 1 << 30))
+    def start(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.driver = random_driver(self.rng)
+
+    @rule()
+    def submit(self) -> None:
+        if len(self.driver.live) < 12:
+            random_request(self.rng, self.driver)
+
+    @rule()
+    def end(self) -> None:
+        random_ending(self.rng, self.driver)
+
+    @rule(launches=st.integers(1, 20))
+    def run(self, launches: int) -> None:
+        for _ in range(launches):
+            self.driver.now += 0.5
+            self.driver.tick()
+
+    @rule()
+    def end_while_running(self) -> None:
+        if rows := self.driver.plan():
+            random_ending(self.rng, self.driver)
+            self.driver.commit(rows)
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if hasattr(self, "driver"):
+            self.driver.s.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "driver"):
+            self.driver.drain()
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
