@@ -1,7 +1,7 @@
-// AVX2: one row of int8 activations, bound by the weights' bytes. Four panels advance in turns of two
-// cache lines: that many streams the hardware prefetches best, at 22 GB/s where one panel after the
-// other is read at 18, and software prefetches on top take it down to 20. Sums stay in registers up
-// to the end of a group.
+// AVX2: one row of int8 activations, bound by the weights' bytes. Four panels advance in turns of
+// two cache lines: that many streams the hardware prefetches best, at 22 GB/s where one panel after
+// the other is read at 18, and software prefetches on top take it down to 20. Sums stay in
+// registers up to the end of a group.
 #pragma once
 #include "ops/lowbit_linear/dot_avx2.h"
 #include "ops/lowbit_linear/int8.h"

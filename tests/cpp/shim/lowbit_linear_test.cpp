@@ -88,7 +88,8 @@ class Problem {
       std::vector<int8_t> codes(case_.rows * stride);
       Floats scale(case_.rows);
       std::vector<int32_t> sums(case_.rows * groups);
-      const LowbitRows q = {codes.data(), scale.data(), sums.data(), stride, groups, nullptr, 0, nullptr};
+      const LowbitRows q = {codes.data(), scale.data(), sums.data(), stride,
+                            groups,       nullptr,      0,           nullptr};
       lowbit_quantize_scalar(a, q, 0, case_.rows);
       lowbit_int8_scalar(a, q, all);
     });
