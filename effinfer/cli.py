@@ -36,7 +36,8 @@ BitsOption = Annotated[
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/] {message}", highlight=False)
+    # One line, however narrow the terminal is taken to be: scripts look for words in it.
+    Console(stderr=True).print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
