@@ -157,14 +157,13 @@ def paged_attention(
 
     Raises:
         ValueError, TypeError: a shape, dtype or device that does not fit; a sequence, plane, position
-            or block out of range; a scale or softcap that is not finite. Nothing is written then.
+            or block out of range; a scale that is not finite. Nothing is written then.
         RuntimeError: an input requires grad.
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    for name, value in (("scale", scale), ("softcap", softcap)):
-        if not math.isfinite(value):
-            raise ValueError(f"paged_attention: {name} must be finite, got {value}")
+    elif not math.isfinite(scale):
+        raise ValueError(f"paged_attention: scale must be finite, got {scale}")
     args = (q, k_pages, v_pages, block_table, seq_of_row, position, plane, scale, window, softcap)
     if out is None:
         return cast(torch.Tensor, _OP(*args))

@@ -357,6 +357,7 @@ def test_errors(device):
             replace(p, **change).run(out=out)
     options = [
         ("window must be 0 or more", {"window": -1}),
+        ("scale must be finite", {"scale": math.inf}),
         ("softcap must be 0 or more", {"softcap": -1.0}),
         ("softcap must be 0 or more", {"softcap": NAN}),
         ("out must have shape", {"out": out[:1]}),
