@@ -1,5 +1,7 @@
 #include "ops/binary_conv2d/binary_conv2d.h"
 
+#include <algorithm>
+#include <bit>
 #include <string>
 
 #include "base/parallel.h"
@@ -124,15 +126,25 @@ void run_fixed(py::handle x_, py::handle threshold_, py::handle packed_, int64_t
   BinaryConv2d args = arguments(kOp, kI32, x, packed_, in_channels, out_channels, kernel, stride,
                                 padding, dilation, pad_ones, threshold_);
   if (args.threshold == nullptr) reject(kOp, "threshold", "be a tensor", "None");
-  const auto per_output = [&](const char* arg, py::handle object) {
+  const int64_t terms = std::max<int64_t>(args.channels * args.kernel[0] * args.kernel[1], 1);
+  const int32_t most_gain = std::bit_width(static_cast<uint64_t>(kFixedLimit / terms)) - 1;
+  const auto per_output = [&](const char* arg, py::handle object, int32_t least, int32_t most) {
     const Tensor t = want(kOp, arg, object, kI32, {args.n});
     if (!t.is_contiguous()) reject(kOp, arg, "be contiguous", "a strided view");
-    return t.as<const int32_t>();
+    const auto* const values = t.as<const int32_t>();
+#if !defined(EFFINFER_CUDA_MODULE)  // reading a GPU's numbers here would wait for it
+    for (int64_t n = 0; n < args.n; ++n)
+      if (values[n] < least || values[n] > most)
+        reject(kOp, arg, "be within " + std::to_string(least) + " and " + std::to_string(most),
+               std::to_string(values[n]));
+#endif
+    return values;
   };
   args.fixed = true;
-  args.fixed_epilogue = {per_output("gain_shift", gain_shift_), per_output("pre_bias", pre_bias_),
-                         per_output("slope_shift", slope_shift_),
-                         per_output("post_bias", post_bias_)};
+  args.fixed_epilogue = {per_output("gain_shift", gain_shift_, 0, most_gain),
+                         per_output("pre_bias", pre_bias_, -kMostBias, kMostBias),
+                         per_output("slope_shift", slope_shift_, 0, 31),
+                         per_output("post_bias", post_bias_, -kMostBias, kMostBias)};
   take_outputs(kOp, args, kI32, residual_, y_);
   run_with_scratch(args, x, x_);
 }

@@ -158,7 +158,8 @@ def binary_conv2d_fixed(
         +-2^29, so that with parameters in the stated ranges no sum overflows.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or device that does not fit.
+        ValueError, TypeError: a shape, dtype or device that does not fit; on the CPU also a shift or
+            bias out of its range (a GPU's are not read for that).
     """
     geometry = (
         ("kernel_size", kernel_size),

@@ -254,6 +254,21 @@ def test_errors_name_the_argument(device):
         binary_conv2d_fixed(x.int(), *args[:6], i[:2], i)
 
 
+@pytest.mark.parametrize(
+    "arg, value",
+    [(4, -1), (4, 23), (5, 2**28 + 1), (5, -(2**31)), (6, -1), (6, 32), (7, -(2**28) - 1)],
+)
+def test_fixed_parameters_out_of_range(arg, value):
+    packed = pack_binary_conv2d(torch.ones(3, 8, 3, 3))
+    i = torch.zeros(8, dtype=torch.int32)
+    args = [i, packed, 3, 3, *(torch.zeros(3, dtype=torch.int32) for _ in range(4))]
+    x = torch.zeros(1, 8, 4, 4, dtype=torch.int32)
+    binary_conv2d_fixed(x, *args)
+    args[arg][2] = value
+    with pytest.raises(ValueError, match=rf"must be within .*, got {value}$"):
+        binary_conv2d_fixed(x, *args)
+
+
 def test_registration():
     x, weight, options = problem(CASES[2])
     packed = pack_binary_conv2d(weight)
