@@ -75,12 +75,16 @@ def agreement_of(agrees: np.ndarray, at: np.ndarray) -> float:
     return float(agrees[at, np.arange(len(at))].mean())
 
 
-def rule_table(scores: np.ndarray, agrees: np.ndarray, half: np.ndarray) -> list[dict[str, float]]:
+def rule_table(
+    scores: np.ndarray, agrees: np.ndarray, half: np.ndarray
+) -> list[dict[str, float | None]]:
     """For each wanted agreement, the least mean depth that reaches it on one half of the tokens,
     and what the same threshold does on the other."""
     loops = len(scores)
     finite = scores[:-1][np.isfinite(scores[:-1])]
-    tried = [np.inf, *np.quantile(finite, np.linspace(1, 0, THRESHOLDS))]
+    tried = [np.inf]  # nobody leaves: with two loops all that rules on two of them can do
+    if finite.size:
+        tried += np.quantile(finite, np.linspace(1, 0, THRESHOLDS)).tolist()
     chosen, rest = (scores[:, half], agrees[:, half]), (scores[:, ~half], agrees[:, ~half])
     tries = [(t, exits(chosen[0].copy(), t)) for t in tried]
     measured = [(t, at.mean() + 1, agreement_of(chosen[1], at)) for t, at in tries]
@@ -91,7 +95,7 @@ def rule_table(scores: np.ndarray, agrees: np.ndarray, half: np.ndarray) -> list
         table.append(
             {
                 "agreement_wanted": wanted,
-                "threshold": float(threshold),
+                "threshold": threshold if np.isfinite(threshold) else None,
                 "agreement": agreement_of(rest[1], at),
                 "mean_depth": float(at.mean() + 1),
                 "loops_over_depth": float(loops / (at.mean() + 1)),
