@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import is_grad_enabled, nn
@@ -282,3 +282,23 @@ def _moved(
         return None
     moved = fn(part)
     return moved if moved.dtype == part.dtype else part.to(moved.device)
+
+
+class NormedLowBitLinear(nn.Module):
+    """BitNet's linear with an RMSNorm of its own inside: ``linear(norm(x))``.
+
+    Args:
+        linear: what the normed input goes through.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, linear: LowBitLinear, eps: float) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.norm = nn.RMSNorm(linear.in_features, eps=eps)
+        self.norm.weight.requires_grad_(False)
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` ``(..., in_features)``."""
+        return cast(torch.Tensor, self.linear(self.norm(x)))

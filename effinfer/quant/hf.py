@@ -21,7 +21,7 @@ from transformers.quantizers.auto import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from effinfer.errors import UnsupportedModelError
-from effinfer.nn.lowbit import LowBitLinear
+from effinfer.nn.lowbit import LowBitLinear, NormedLowBitLinear
 from effinfer.quant.config import QUANT_METHOD, QuantConfig
 from effinfer.quant.layers import parents
 
@@ -103,13 +103,27 @@ def mark_quantized(model: nn.Module, config: QuantConfig) -> None:
             module.config._is_quantized = True
 
 
+def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Every low-bit layer by its name, as ``place_empty_layers`` takes them; a ``NormedLowBitLinear``
+    is one layer, with its norm's ``rms_norm_eps``."""
+    layers: dict[str, dict[str, Any]] = {}
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():  # parents first
+        if isinstance(module, NormedLowBitLinear):
+            layers[name] = {**module.linear.describe(), "rms_norm_eps": module.norm.eps}
+            inside.add(module.linear)
+        elif isinstance(module, LowBitLinear) and module not in inside:
+            layers[name] = module.describe()
+    return layers
+
+
 def place_empty_layers(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
     """Put a low-bit layer without values wherever ``layers`` describes one.
 
     Raises:
         ValueError: a description that fits no layer of the model.
     """
-    made: dict[nn.Module, LowBitLinear] = {}
+    made: dict[nn.Module, LowBitLinear | NormedLowBitLinear] = {}
     places = []
     for name, description in layers.items():
         try:
@@ -118,49 +132,64 @@ def place_empty_layers(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]
             raise ValueError(f"effinfer: {name} is quantized but not in the model") from None
         if module not in made:  # a layer with two parents stays one layer
             try:
-                with torch.device("meta"):
-                    made[module] = LowBitLinear.from_description(dict(description)).eval()
+                layer = _empty_layer(dict(description))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"effinfer: quantized layer {name}: {error}") from error
             weight = getattr(module, "weight", None)
-            shape = (made[module].out_features, made[module].in_features)
+            shape = (layer.out_features, layer.in_features)
             if weight is None or tuple(weight.shape) not in (shape, shape[::-1]):
                 raise ValueError(
                     f"effinfer: quantized layer {name} is {shape}, the model's is "
                     f"{None if weight is None else tuple(weight.shape)}"
                 )
-            made[module].to(weight.dtype)
+            made[module] = layer.to(weight.dtype)
         places.append((name, made[module]))
     for name, layer in places:
         for parent, attribute in parents(model, (name,)):
             setattr(parent, attribute, layer)
 
 
+def _empty_layer(description: dict[str, Any]) -> LowBitLinear | NormedLowBitLinear:
+    eps = description.pop("rms_norm_eps", None)
+    if eps is not None and not (isinstance(eps, float) and 0 <= eps < 1):
+        raise ValueError(f"rms_norm_eps must be a number from 0 to 1, got {eps!r}")
+    with torch.device("meta"):
+        layer = LowBitLinear.from_description(description).eval()
+        return layer if eps is None else NormedLowBitLinear(layer, eps).eval()
+
+
 def check_loaded(model: nn.Module) -> None:
-    """See that every low-bit layer got all its tensors, and its own.
+    """See that every low-bit layer, and every norm inside one, got all its tensors, and its own.
 
     Raises:
         UnsupportedModelError: one did not.
     """
     for name, layer in model.named_modules():
+        if isinstance(layer, NormedLowBitLinear):
+            shapes = {"weight": torch.Size([layer.in_features])}
+            _check_tensors(f"{name}.norm", dict(layer.norm.named_parameters()), shapes)
         if not isinstance(layer, LowBitLinear):
             continue
         with torch.device("meta"):
-            shapes = {
-                part: value.shape
-                for part, value in LowBitLinear.from_description(layer.describe()).named_buffers()
-            }
-        # transformers marks what it loaded, and fills what it did not find with whatever is there;
-        # some of its versions do not look at the shapes of what a quantizer loads.
-        missing = [
-            part
-            for part, value in layer.named_buffers()
-            if not hasattr(value, "_is_hf_initialized") or value.shape != shapes[part]
-        ]
-        if missing:
-            raise UnsupportedModelError(
-                f"effinfer: the folder lacks {', '.join(missing)} of layer {name}, or has them in "
-                "another shape"
-            )
+            empty = LowBitLinear.from_description(layer.describe())
+        shapes = {part: value.shape for part, value in empty.named_buffers()}
+        _check_tensors(name, dict(layer.named_buffers()), shapes)
         if problem := layer.mismatch(layer.description):
             raise UnsupportedModelError(f"effinfer: layer {name}: {problem}")
+
+
+def _check_tensors(
+    name: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]
+) -> None:
+    # transformers marks what it loaded, and fills what it did not find with whatever is there;
+    # some of its versions do not look at the shapes of what a quantizer loads.
+    missing = [
+        part
+        for part, value in tensors.items()
+        if not hasattr(value, "_is_hf_initialized") or value.shape != shapes[part]
+    ]
+    if missing:
+        raise UnsupportedModelError(
+            f"effinfer: the folder lacks {', '.join(missing)} of layer {name}, or has them in "
+            "another shape"
+        )

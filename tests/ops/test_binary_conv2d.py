@@ -255,7 +255,7 @@ def test_errors_name_the_argument(device):
 
 
 @pytest.mark.parametrize(
-    "arg, value",
+    ("arg", "value"),
     [(4, -1), (4, 23), (5, 2**28 + 1), (5, -(2**31)), (6, -1), (6, 32), (7, -(2**28) - 1)],
 )
 def test_fixed_parameters_out_of_range(arg, value):

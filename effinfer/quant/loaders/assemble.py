@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from effinfer.nn.lowbit import LowBitLinear
+from effinfer.nn.lowbit import LowBitLinear, NormedLowBitLinear
 from effinfer.ops.lowbit_weight import LowBitWeight
 
 
@@ -51,12 +51,12 @@ def put_lowbit(
     weight: LowBitWeight,
     bias: Tensor | None,
     activations: str,
-    before: nn.Module | None = None,
+    norm: tuple[float, Tensor] | None = None,
 ) -> None:
     """Replace the linear layer ``name`` of ``model`` by a low-bit one.
 
     Args:
-        before: a module that its input goes through first (BitNet's inner norm), or None.
+        norm: epsilon and weight of BitNet's inner norm, or None.
 
     Raises:
         ValueError: the weight or bias is not of the layer's shape.
@@ -68,8 +68,15 @@ def put_lowbit(
     if bias is not None:
         check_float(f"{name}.bias", bias, (layer.out_features,))
         bias = bias.float()
-    lowbit: nn.Module = LowBitLinear.from_weight(weight, bias, activations=activations)
-    model.set_submodule(name, lowbit if before is None else nn.Sequential(before, lowbit))
+    lowbit = LowBitLinear.from_weight(weight, bias, activations=activations)
+    if norm is None:
+        model.set_submodule(name, lowbit)
+        return
+    eps, scale = norm
+    check_float(f"{name}.rms_norm.weight", scale, (layer.in_features,))
+    normed = NormedLowBitLinear(lowbit, eps)
+    normed.norm.weight.copy_(scale)
+    model.set_submodule(name, normed.eval())
 
 
 def put_empty(model: nn.Module, name: str, format: str, group_size: int, activations: str) -> None:

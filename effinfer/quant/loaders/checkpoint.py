@@ -80,8 +80,8 @@ def load_checkpoint(folder: Path, activations: str | None = None) -> Any:
                 put_tensor(model, f"{name}.weight", weight)
                 continue
             bias = _bias(files, name, layer)
-            before = _inner_norm(files, name, layer, quantization)
-            put_lowbit(model, name, weight, bias, activations or method.activations, before)
+            norm = _inner_norm(files, name, quantization)
+            put_lowbit(model, name, weight, bias, activations or method.activations, norm)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder}: {error}") from error
     put_floats(model, folder, files, files.__getitem__)
@@ -253,16 +253,12 @@ def _bias(files: SafetensorsFolder, name: str, layer: nn.Linear) -> Tensor | Non
 
 
 def _inner_norm(
-    files: SafetensorsFolder, name: str, layer: nn.Linear, quantization: Mapping[str, Any]
-) -> nn.Module | None:
-    """BitNet's RMSNorm inside a linear, where the folder says there is one."""
+    files: SafetensorsFolder, name: str, quantization: Mapping[str, Any]
+) -> tuple[float, Tensor] | None:
+    """Epsilon and weight of BitNet's RMSNorm inside a linear, where the folder says there is one."""
     if quantization["quant_method"] != "bitnet" or not quantization.get("use_rms_norm"):
         return None
-    weight = files[f"{name}.rms_norm.weight"]
-    check_float(f"{name}.rms_norm.weight", weight, (layer.in_features,))
-    norm = nn.RMSNorm(layer.in_features, eps=float(quantization.get("rms_norm_eps", 1e-6)))
-    norm.weight = nn.Parameter(weight.float(), requires_grad=False)
-    return norm
+    return float(quantization.get("rms_norm_eps", 1e-6)), files[f"{name}.rms_norm.weight"]
 
 
 def _integer(name: str, value: Any) -> int:

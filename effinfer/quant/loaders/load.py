@@ -33,11 +33,10 @@ def load_quantized(path: str | Path, *, activations: str | None = None) -> Any:
     path = Path(path)
     read = load_gguf if path.suffix == ".gguf" else load_checkpoint
     model = read(path, activations)
-    layers = {n: m.describe() for n, m in model.named_modules() if isinstance(m, LowBitLinear)}
-    if layers:
-        from effinfer.quant.hf import mark_quantized  # imports transformers
+    if any(isinstance(module, LowBitLinear) for module in model.modules()):
+        from effinfer.quant.hf import describe_layers, mark_quantized  # imports transformers
 
-        mark_quantized(model, QuantConfig(layers=layers))
+        mark_quantized(model, QuantConfig(layers=describe_layers(model)))
     return model
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.bitnet import pack_weights
 
+from effinfer.errors import UnsupportedModelError
 from effinfer.nn.lowbit import LowBitLinear
 from effinfer.quant.loaders import load_quantized
 from tests.quant.loaders import test_awq, test_gptq, test_hqq
@@ -207,10 +208,19 @@ def test_bitnets_inner_norm(tmp_path, write_to):
     config = json.loads(path.read_text())
     config["quantization_config"] |= {"use_rms_norm": True, "rms_norm_eps": 1e-5}
     path.write_text(json.dumps(config))
-    layer = load_quantized(path.parent, activations="f32").get_submodule(Q)
+    model = load_quantized(path.parent, activations="f32")
     x = torch.randn(3, 64)
     normed = x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * norm
-    assert torch.allclose(layer(x), plain.get_submodule(Q)(normed), rtol=1e-5, atol=1e-6)
+    want = plain.get_submodule(Q)(normed)
+    assert torch.allclose(model.get_submodule(Q)(x), want, rtol=1e-5, atol=1e-6)
+    model.save_pretrained(tmp_path / "ours")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert torch.equal(again.get_submodule(Q)(x), model.get_submodule(Q)(x))
+    ids = torch.arange(9)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    rewrite(tmp_path / "ours", lambda state: state.pop(f"{Q}.norm.weight"))
+    with pytest.raises(UnsupportedModelError, match=f"lacks weight of layer {Q}.norm"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
 
 
 def test_sharded(tmp_path, write_to):
