@@ -86,6 +86,7 @@ class Handle:
     """
 
     __slots__ = (
+        "_at_end",
         "_condition",
         "_first",
         "_futures",
@@ -130,6 +131,7 @@ class Handle:
         self._condition = threading.Condition()
         self._waiting = 0  # threads and futures; written under the condition, read without
         self._futures: list[asyncio.Future[None]] = []
+        self._at_end: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
         state = self.finish_reason or "running"
@@ -188,6 +190,11 @@ class Handle:
             self._wait(None, until)
         return self._finished()
 
+    @property
+    def timings(self) -> Timings:
+        """Its seconds, once it has ended."""
+        return Timings(self._first, self._total)
+
     async def aresult(self) -> Output:
         """``result`` for ``await``; starts the engine's thread. Cancelling the await does not
         cancel the request."""
@@ -219,10 +226,12 @@ class Handle:
     def wake(self, wakeups: Wakeups) -> None:
         """Wake threads that wait; add futures that do to ``wakeups``, for their loops."""
         with self._condition:
-            for future in self._futures:
-                wakeups.setdefault(future.get_loop(), []).append(future)
             self._waiting -= len(self._futures)
-            self._futures = []
+            woken, self._futures = self._futures, []
+            if self.finish_reason is not None:
+                woken, self._at_end = woken + self._at_end, []
+            for future in woken:
+                wakeups.setdefault(future.get_loop(), []).append(future)
             self._condition.notify_all()
 
     # Waiting.
@@ -250,8 +259,11 @@ class Handle:
         self._owner.run_in_thread()
         future = asyncio.get_running_loop().create_future()
         with self._condition:
-            self._futures.append(future)
-            self._waiting += 1
+            if at is None:  # for the end alone, which wakes everyone: no token need count it
+                self._at_end.append(future)
+            else:
+                self._futures.append(future)
+                self._waiting += 1
         if not self._ready(at):
             await future
 
@@ -271,7 +283,7 @@ class Handle:
                 finish_reason=self.finish_reason,
                 logprobs=self.logprobs,
                 depths=self.depths,
-                timings=Timings(self._first, self._total),
+                timings=self.timings,
                 error=self.error,
             )
         return self._output
