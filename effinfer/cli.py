@@ -1,4 +1,4 @@
-"""The ``effinfer`` command: info, inspect, generate, quantize, demo, bench."""
+"""The ``effinfer`` command: info, inspect, generate, serve, quantize, demo, bench."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -229,6 +230,110 @@ def quantize(
             made.rename(out)
     except OSError as error:
         _fail(f"cannot write {out}: {error}")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder, a .gguf file, or a carried model: demo, demo-recursive, "
+            "demo-recursive-r2."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="Name that requests give the model.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="EFFINFER_API_KEY", help="Key that requests must carry.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin that browsers may call from; repeatable.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="full, exit or lossless.")] = "full",
+    max_slots: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 256,
+    max_queued_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of unfinished requests together.")
+    ] = 1 << 20,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0.0, help="For keys, values and states.")
+    ] = None,
+    deadline: Annotated[float, typer.Option(min=0.0, help="Seconds a request may take.")] = 600.0,
+    drain: Annotated[float, typer.Option(min=0.0, help="Seconds to end on SIGTERM.")] = 30.0,
+    threads: Threads = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve replicas, by Ray Serve.")] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many, at least.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: how many when requests queue.")
+    ] = None,
+) -> None:
+    """Serve a model over HTTP as OpenAI's API does, with a live page at / and metrics at /metrics."""
+    try:
+        from effinfer.serve import ServedModel, ServeSettings
+        from effinfer.serve import run as on_this_machine
+
+        if ray:
+            from effinfer.serve import ray as on_many
+    except ModuleNotFoundError as error:
+        extra = "ray" if error.name == "ray" else "serve"
+        _fail(f"serving needs {error.name}: pip install 'effinfer[{extra}]'")
+    from effinfer.loading import is_model
+
+    path = _carried_model(model) or Path(model)
+    if not is_model(path):
+        _fail(f"{path} is not a model folder: it has no config.json, and is no .gguf file")
+    served = ServedModel(
+        path.resolve(),
+        mode=mode,
+        max_slots=max_slots,
+        max_queue=max_queue,
+        memory_bytes=None if memory_gb is None else int(memory_gb * 2**30),
+        threads=threads,
+    )
+    settings = ServeSettings(
+        model_name=name or (model if _carried_model(model) else path.resolve().name),
+        api_key=api_key,
+        cors_origins=tuple(cors_origin or ()),
+        max_queued_tokens=max_queued_tokens,
+        deadline_s=deadline,
+        drain_s=drain,
+    )
+    if host not in ("127.0.0.1", "::1", "localhost") and api_key is None:
+        Console(stderr=True).print(
+            f"[yellow]warning:[/] {host} can be reached from other machines, and no --api-key is set"
+        )
+    where = f"{settings.model_name} at http://{host}:{port}"
+    if ray:
+        deployed = on_many.application(
+            lambda: served.app(settings),
+            settings,
+            max_slots=max_slots,
+            max_queue=max_queue,
+            replicas=replicas,
+            max_replicas=max_replicas,
+            cpus=threads or 1,
+        )
+        Console().print(where, highlight=False)
+        return on_many.run(deployed, host, port)
+    try:
+        application = served.app(settings)
+    except Exception as error:  # whatever a hostile or truncated file makes the loaders raise
+        _fail(f"cannot serve {path}: {type(error).__name__}: {error}")
+    Console().print(where, highlight=False)
+    return on_this_machine.run(application, settings, host, port)
+
+
+def _carried_model(name: str) -> Path | None:
+    """The folder of a model that the wheel carries; None when it has none of that name."""
+    from effinfer.models import demo_path, recursive_demo_path
+
+    carried: dict[str, Callable[[], Path]] = {
+        "demo": demo_path,
+        "demo-recursive": recursive_demo_path,
+        "demo-recursive-r2": lambda: recursive_demo_path(2),
+    }
+    return carried[name]() if name in carried else None
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -1,0 +1,86 @@
+"""Runs the application: uvicorn, clients that do not read, and a drain that begins with the signal."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from effinfer.serve.settings import ServeSettings
+from effinfer.serve.supervisor import Supervisor
+
+_LAST_WORDS_S = 5  # for answers to be written after the drain has ended
+
+
+def _protocol(write_timeout_s: float) -> type[H11Protocol]:
+    """HTTP/1.1 that cuts a connection whose client leaves a full buffer unread for that long."""
+
+    class Impatient(H11Protocol):
+        _overdue: asyncio.TimerHandle | None = None
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._overdue = self.loop.call_later(write_timeout_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._forgive()
+            super().resume_writing()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forgive()
+            super().connection_lost(exc)
+
+        def _forgive(self) -> None:
+            if self._overdue is not None:
+                self._overdue.cancel()
+                self._overdue = None
+
+    return Impatient
+
+
+class Server(uvicorn.Server):
+    """Takes no request from the first signal on, while those it has go on to their ends.
+
+    Args:
+        app: made by ``create_app`` with the same ``settings``.
+        port: 0 for one that is free.
+    """
+
+    def __init__(self, app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            http=_protocol(settings.write_timeout_s),
+            timeout_graceful_shutdown=int(settings.drain_s) + _LAST_WORDS_S,
+        )
+        super().__init__(config)
+        self._supervisor: Supervisor = app.state.supervisor
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """What the signal does: "not ready" at once, then uvicorn's own way to the end."""
+        self._supervisor.draining = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and let requests end; those that have not in time are told."""
+        stopping = asyncio.create_task(self._supervisor.stop())
+        await super().shutdown(sockets)
+        await stopping
+
+
+def run(app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT; then let what runs end, for ``settings.drain_s`` seconds.
+
+    Raises:
+        SystemExit: the address is taken, or the engine can't be made; uvicorn has said why.
+    """
+    server = Server(app, settings, host, port)
+    server.run()
+    if not server.started:
+        raise SystemExit(3)

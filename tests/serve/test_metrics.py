@@ -1,0 +1,39 @@
+"""Metrics under the names that dashboards know, and the page."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def scraped(server):
+    families = text_string_to_metric_families(server.client.get("/metrics").text)
+    return {(s.name, *s.labels.values()): s.value for f in families for s in f.samples}
+
+
+def test_metrics_count_what_happened(make_server):
+    server = make_server(loops=3)
+    assert server.complete(n=2, max_tokens=6).status_code == 200
+    server.wait_idle()
+    found = scraped(server)
+    assert found["vllm:prompt_tokens_total",] == 6
+    assert found["vllm:generation_tokens_total",] == 12
+    assert found["vllm:request_success_total", "length"] == 2
+    assert found["vllm:num_requests_running",] == 0
+    assert found["vllm:num_requests_waiting",] == 0
+    assert found["vllm:e2e_request_latency_seconds_count",] == 2
+    assert found["vllm:time_to_first_token_seconds_count",] == 2
+    assert 0 <= found["vllm:kv_cache_usage_perc",] <= 1
+    assert found["effinfer:tokens_at_depth_total", "3"] == 12
+    assert found["effinfer:rows_at_loop_total", "0"] == found["effinfer:rows_at_loop_total", "2"]
+    assert found["effinfer:ready",] == 1
+
+
+def test_page_is_one_file_that_asks_no_other_host(server):
+    page = server.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    live = server.client.get("/live").json()
+    assert live["ready"] is True
+    assert len(live["engine"]["depths"]) == 1
