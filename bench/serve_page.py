@@ -1,0 +1,51 @@
+"""A picture of the server's live page while a mixed load runs: docs/serve-page.png.
+
+python -m bench.serve_page
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bench.workloads import load_workload
+from effinfer.models import recursive_demo_path
+from effinfer.serve import ServedModel, ServeSettings
+from tests.serve.browser import Browser
+from tests.serve.running import RunningServer
+
+OUT = Path(__file__).parents[1] / "docs" / "serve-page.png"
+PROMPT = "The :mod:`json` module encodes Python objects as text."
+SECONDS = 25
+
+
+def main() -> None:
+    settings = ServeSettings(model_name="demo-recursive")
+    served = ServedModel(recursive_demo_path(), mode="lossless", max_slots=12, threads=1)
+    requests = iter(load_workload("mixed") * 20)
+    over = threading.Event()
+    with RunningServer(served.app(settings), settings) as server, ThreadPoolExecutor(18) as pool:
+
+        def client() -> None:
+            while not over.is_set():
+                prompt = (PROMPT * 8)[: 2 * next(requests).prompt]
+                server.complete(prompt, max_tokens=next(requests).output, temperature=0.8)
+
+        for _ in range(18):
+            pool.submit(client)
+        with tempfile.TemporaryDirectory() as profile, Browser(profile) as browser:
+            browser.open(server.url)
+            browser.until("model !== null")
+            time.sleep(SECONDS - 5)  # the curve over some time
+            browser.evaluate("$('go').click()")
+            time.sleep(5)
+            browser.screenshot(OUT)
+        over.set()
+    print(OUT)
+
+
+if __name__ == "__main__":
+    main()
