@@ -153,6 +153,14 @@ class ToyServer(RunningServer):
             f"counts are {counts}",
         )
 
+    def wait_until_there(self, requests):
+        """Until the engine has so many, whether they already run or still wait: those that come
+        before its next step begin together."""
+        wait_until(
+            lambda: self.stats["running"] + self.stats["waiting"] == requests,
+            f"{requests} requests are there",
+        )
+
     def wait_idle(self):
         """Until nothing runs, waits or is owed, and every block is free."""
 

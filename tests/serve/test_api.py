@@ -193,7 +193,7 @@ def test_poisoned_request_fails_alone(server, pool):
     bodies = [[0, 1, 2], poison, [1, 2, 3]]
     server.gate.hold()  # until all three are there, to run in the same launches
     answers = [pool.submit(server.complete, ids, max_tokens=5) for ids in bodies]
-    server.wait_for(running=1, waiting=2)
+    server.wait_until_there(3)
     server.gate.open()
     assert [answer.result().status_code for answer in answers] == [200, 500, 200]
     with server.stream(poison, max_tokens=5) as answer:

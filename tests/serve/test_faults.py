@@ -18,7 +18,7 @@ def test_crash_tells_everyone_and_the_engine_comes_back(make_server, pool):
     server.gate.hold()
     whole = pool.submit(server.complete, max_tokens=2000)
     streamed = pool.submit(server.complete, max_tokens=2000, stream=True)
-    server.wait_for(running=1, waiting=1)
+    server.wait_until_there(2)
     server.gate.allow(1)
     server.wait_for(running=2, waiting=0)
     waits = pool.submit(server.complete, max_tokens=5)
