@@ -117,6 +117,15 @@ def test_an_engine_may_be_reused_and_a_dict_returned(attention_model):
             assert got.sequences.tolist() == want.tolist()
 
 
+def test_prompt_lookup_changes_no_token(attention_model):
+    ids = tokens(2, 4).repeat(1, 4)  # something to look up, and a batch, which transformers refuses
+    want = attention_model.generate(ids, max_new_tokens=16)
+    got = attention_model.generate(
+        ids, max_new_tokens=16, custom_generate=effinfer.generate, max_ngram=3
+    )
+    assert got.tolist() == want.tolist()
+
+
 class Odd(LogitsProcessor):
     def __call__(self, input_ids, scores):
         return scores
