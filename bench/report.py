@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench import report_lowbit
+from bench import report_engine, report_lowbit
 from bench.report_claims import ROOT, Claim, Goal, load, table
 
 DOCS = ("README.md", "docs/benchmarks.md", "docs/low-bit.md")
@@ -223,6 +223,7 @@ def main() -> None:
     tables = {
         "speed": table(goals(), "figure (1 thread unless said)"),
         "low-bit": table(report_lowbit.goals(), "figure (the worst of both shapes)"),
+        "engine": table(report_engine.goals(), "figure (float32)"),
     }
     for path in (ROOT / name for name in DOCS):
         for name, text in tables.items():
