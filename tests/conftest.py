@@ -61,6 +61,17 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield "cuda"
 
 
+@pytest.fixture(params=CPU_ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once per instruction set of the CPU."""
+    reason = _missing(request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    _native.module("_C").set_isa(request.param)
+    yield request.param
+    _native.module("_C").set_isa("")
+
+
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
     """Ops are for inference; a test that is about gradients turns them on itself."""

@@ -18,7 +18,7 @@ void copy_strides(const Tensor& t, int64_t (&strides)[N]) {
 void run(py::handle x_, py::handle dt_, py::handle A_, py::handle B_, py::handle C_, py::handle D_,
          py::handle z_, py::handle dt_bias_, py::handle initial_state_, py::handle seq_idx_,
          py::handle cu_seqlens_, py::handle mask_, bool dt_softplus, double dt_min, double dt_max,
-         py::handle y_, py::handle last_state_, py::handle snapshots_) {
+         bool one_by_one, py::handle y_, py::handle last_state_, py::handle snapshots_) {
   const Tensor x = want(kOp, "x", x_, kFloats, {kAny, kAny, kAny, kAny});
   const int64_t batch = x.shape[0], length = x.shape[1], heads = x.shape[2], P = x.shape[3];
   const Tensor dt = want(kOp, "dt", dt_, kFloats, {batch, length, heads});
@@ -85,6 +85,7 @@ void run(py::handle x_, py::handle dt_, py::handle A_, py::handle B_, py::handle
       .dt_min = static_cast<float>(dt_min),
       .dt_max = static_cast<float>(dt_max),
       .dt_softplus = dt_softplus,
+      .one_by_one = one_by_one,
       .slots = num_threads(),
   };
   copy_strides(x, args.x_strides);

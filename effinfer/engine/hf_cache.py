@@ -262,10 +262,13 @@ class SlotCache(LaunchCache):
                 output = mixer.direct_step(direct, hidden, *states, norm, group.slots)
             return output
         before = [state_gather(pool, group.slots) for pool in states]
+        # The bits of steps: where a prompt is cut, and which tokens were drafts, must not show.
+        # Mamba-1's scan has them as it is.
+        options = {} if isinstance(mixer, Mamba1Mixer) else {"one_by_one": True}
         if direct is None:
-            output, *after = mixer.scan(hidden, *before)
+            output, *after = mixer.scan(hidden, *before, **options)
         else:
-            output, *after = mixer.direct_scan(direct, hidden, *before, norm)
+            output, *after = mixer.direct_scan(direct, hidden, *before, norm, **options)
         for pool, state in zip(states, after, strict=True):
             state_scatter(pool, group.slots, state)
         return output

@@ -87,8 +87,12 @@ class Mamba2Mixer:
         conv_state: torch.Tensor | None = None,
         ssm_state: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        one_by_one: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A run of tokens (B, L, H) from the given states: output, and both states after it."""
+        """A run of tokens (B, L, H) from the given states: output, and both states after it.
+
+        ``one_by_one`` gives it the bits of steps, wherever it begins and ends.
+        """
         A, D, dt_bias, weight, bias = self._constants()
         gate, x, dt = self._split(self.project(hidden))
         x, conv_state = convolve(x.transpose(1, 2), weight, bias, self.activation, conv_state, mask)
@@ -99,6 +103,7 @@ class Mamba2Mixer:
             A,
             B,
             C,
+            1 if one_by_one else 64,
             D=D,
             z=self._gate_heads(gate),
             dt_bias=dt_bias,

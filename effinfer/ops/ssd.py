@@ -45,6 +45,7 @@ def _reference(
     dt_min: float,
     dt_max: float,
     num_snapshots: int,
+    one_by_one: bool = False,
 ) -> Tensors:
     wide = torch.promote_types(x.dtype, torch.float32)
     repeat = x.shape[2] // B.shape[2]
@@ -119,6 +120,7 @@ def _run(
     dt_min: float,
     dt_max: float,
     num_snapshots: int,
+    one_by_one: bool = False,
 ) -> Tensors:
     inference_only("ssd", x, dt, B, C, z, initial_state)
     y, last, snapshots = _fake(x, B, cu_seqlens, num_snapshots)
@@ -126,7 +128,7 @@ def _run(
         initial_state = initial_state.contiguous()
     native(x).ssd(
         x, dt, in_float32(A), B, C, in_float32(D), z, in_float32(dt_bias), initial_state, seq_idx,
-        cu_seqlens, mask, dt_softplus, dt_min, dt_max, y, last,
+        cu_seqlens, mask, dt_softplus, dt_min, dt_max, one_by_one, y, last,
         snapshots if num_snapshots else None,
     )  # fmt: skip
     return y, last, snapshots
@@ -136,7 +138,7 @@ _OP = Op(
     "ssd",
     "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias,"
     " Tensor? initial_state, Tensor? seq_idx, Tensor? cu_seqlens, Tensor? mask, bool dt_softplus,"
-    " float dt_min, float dt_max, int num_snapshots) -> (Tensor, Tensor, Tensor)",
+    " float dt_min, float dt_max, int num_snapshots, bool one_by_one=False) -> (Tensor, Tensor, Tensor)",
     run=_run,
     fake=_fake,
     reference=_reference,
@@ -173,7 +175,9 @@ def ssd(
         dt: ``(batch, length, H)``.
         A: ``(H,)``, negative in trained models.
         B, C: ``(batch, length, G, N)`` of one dtype; G divides H.
-        chunk_size: taken for compatibility; the kernels choose their own.
+        chunk_size: 1 takes the tokens one by one, on the CPU with the bits of ``ssd_state_update``
+            wherever a run begins and ends; any other is taken for compatibility: the kernels choose
+            their own.
         D: ``(H,)`` or ``(H, P)``.
         z: like ``x``, the gate.
         dt_bias: ``(H,)``.
@@ -206,6 +210,6 @@ def ssd(
         raise ValueError(f"ssd: num_snapshots must be 0 or more, got {num_snapshots}")
     out = _OP(
         x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, cu_seqlens, mask,
-        dt_softplus, float(dt_limit[0]), float(dt_limit[1]), num_snapshots,
+        dt_softplus, float(dt_limit[0]), float(dt_limit[1]), num_snapshots, chunk_size == 1,
     )  # fmt: skip
     return cast(Tensors, out) if num_snapshots else cast(Tensors, out)[:2]

@@ -81,6 +81,7 @@ class DirectMamba2(Mamba2Mixer):
         ssm_state: torch.Tensor | None,
         norm: Any = None,
         last: int | None = None,
+        one_by_one: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A run of tokens (B, L, H), as ``scan`` without a mask; the output may be that of the
         ``last`` tokens only, whatever the gate is elsewhere."""
@@ -116,7 +117,7 @@ class DirectMamba2(Mamba2Mixer):
             x, B, C = self._heads(mixed)
             native.ssd(
                 x, dt, A, B, C, D, self._gate_heads(gate), dt_bias, ssm_state, None, None, None,
-                True, *self.dt_limit(), self._by_head(y), ssm_final, None,
+                True, *self.dt_limit(), one_by_one, self._by_head(y), ssm_final, None,
             )  # fmt: skip
             y = last_rows(y, given)
             if not isinstance(self.norm, nn.Identity):

@@ -1,4 +1,5 @@
-// selective_state_update over vec.h: states in the lanes, kPart of them at a time.
+// selective_state_update over vec.h: states in the lanes where they are advanced, channels where
+// they are summed; kPart states at a time.
 #include "ops/scan/rows.h"
 #include "ops/selective_state_update/selective_state_update.h"
 
@@ -7,28 +8,44 @@ namespace {
 
 constexpr int64_t kPart = 256;  // states whose B and C are kept on the stack
 
-// Advances n <= kPart states of one channel; gives kLanes partial sums of C h.
-EFFINFER_INLINE Vec advance(float* h, int64_t stride, const float* A, const float* B,
-                            const float* C, int64_t n, Vec step, Vec input) {
-  const auto next = [&](Vec before, Vec a, int64_t i) {
-    return fma(exp2(step * a), before, input * load(B + i));
+// Up to kLanes channels, from some state on; step and input are one value a channel.
+struct Tile {
+  float* h;
+  int64_t h_channel, h_state;  // strides
+  const float* A;
+  int64_t A_channel;
+  const float *B, *C, *step, *input;
+};
+
+// Advances `states` <= kLanes states of `channels` <= kLanes channels, and adds C h to y, whose
+// lanes are channels. Each step is rounded as in selective_scan, and y is summed in its order,
+// state after state: a step has the bits of a scan of one token.
+template <bool kWhole>  // kLanes of both, dense
+EFFINFER_INLINE Vec advance(const Tile& t, int64_t channels, int64_t states, Vec y) {
+  const Vec B = load(t.B);
+  const auto next = [&](int64_t c, Vec before, Vec a) {
+    const Vec decay = exp2(splat(t.step[c]) * (a * splat(kLog2e)));
+    return fma(decay, before, splat(t.input[c]) * B);
   };
-  Vec y{};
-  int64_t i = 0;
-  if (stride == 1) {
-    for (; i + kLanes <= n; i += kLanes) {
-      const Vec now = next(load(h + i), load(A + i), i);
-      store(h + i, now);
-      y = fma(now, load(C + i), y);
+  Vec h[kLanes] = {};
+  if constexpr (kWhole) {
+    EFFINFER_UNROLL
+    for (int c = 0; c < kLanes; ++c) {
+      float* const at = t.h + c * t.h_channel;
+      h[c] = next(c, load(at), load(t.A + c * t.A_channel));
+      store(at, h[c]);
+    }
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      float* const at = t.h + c * t.h_channel;
+      h[c] = next(c, load_strided(at, t.h_state, states), load_n(t.A + c * t.A_channel, states));
+      store_strided(at, t.h_state, h[c], states);
     }
   }
-  for (; i < n; i += kLanes) {
-    const int64_t rest = least(kLanes, n - i);
-    float now[kLanes];
-    store(now, next(load_strided(h + i * stride, stride, rest), load_n(A + i, rest), i));
-    store_strided(h + i * stride, stride, load(now), rest);
-    y = fma(load_n(now, rest), load(C + i), y);  // an infinite input is nan in the lanes past n
-  }
+  transpose(h);
+  EFFINFER_UNROLL
+  for (int n = 0; n < kLanes; ++n)
+    if (kWhole || n < states) y = fma(splat(t.C[n]), h[n], y);
   return y;
 }
 
@@ -55,7 +72,7 @@ void update(const SelectiveStateUpdate& args, int64_t row, int64_t begin, int64_
     Vec d = load(step + c);
     if (a.dt_bias != nullptr) d += load_n(a.dt_bias + begin + c, n);
     if (a.softplus) d = softplus(d);
-    store(step + c, d * splat(kLog2e));
+    store(step + c, d);
     store(x + c, d * u);
     store(y + c, a.D != nullptr ? load_n(a.D + begin + c, n) * u : Vec{});
   }
@@ -67,10 +84,26 @@ void update(const SelectiveStateUpdate& args, int64_t row, int64_t begin, int64_
     };
     matrix(B, a.B);
     matrix(C, a.C);
-    for (int64_t c = 0; c < count; ++c) {
-      float* h = a.state + slot * a.state_slot + (begin + c) * a.state_channel + n * a.state_n;
-      y[c] += sum(advance(h, a.state_n, a.A + (begin + c) * a.state_size + n, B, C, part,
-                          splat(step[c]), splat(x[c])));
+    for (int64_t c = 0; c < count; c += kLanes) {
+      const int64_t channels = least(kLanes, count - c), channel = begin + c;
+      Vec sum = load(y + c);
+      for (int64_t i = 0; i < part; i += kLanes) {
+        const int64_t states = least(kLanes, part - i);
+        const Tile tile = {
+            .h = a.state + slot * a.state_slot + channel * a.state_channel + (n + i) * a.state_n,
+            .h_channel = a.state_channel,
+            .h_state = a.state_n,
+            .A = a.A + channel * a.state_size + n + i,
+            .A_channel = a.state_size,
+            .B = B + i,
+            .C = C + i,
+            .step = step + c,
+            .input = x + c};
+        const bool whole = channels == kLanes && states == kLanes && a.state_n == 1;
+        sum = whole ? advance<true>(tile, channels, states, sum)
+                    : advance<false>(tile, channels, states, sum);
+      }
+      store(y + c, sum);
     }
   }
   if (a.z.data != nullptr) {

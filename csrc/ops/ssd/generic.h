@@ -31,7 +31,7 @@ class BlockScan {
       load_group();
       for (int64_t head = head_begin_; head < head_end_; ++head) {
         load_head(head);
-        if (tokens_ < kSsdShort)
+        if (steps())
           scan_short(head);
         else
           scan_chunk(head);
@@ -46,6 +46,8 @@ class BlockScan {
   }
 
  private:
+  bool steps() const { return a.one_by_one || tokens_ < kSsdShort; }
+
   // ---- what the heads of a group share ----------------------------------------------------------
 
   void load_group() {
@@ -61,7 +63,7 @@ class BlockScan {
       // Whole tiles of the packed state are updated: its padding stays zero.
       for (int64_t n = N; n < stride; ++n) B[i * stride + n] = 0.f;
     }
-    if (tokens_ < kSsdShort) return;
+    if (steps()) return;
     float* const Bt = scratch_ + at_.Bt;
     const int64_t panel_floats = at_.state_rows * kPanel;
     for (int64_t j = 0; j < tokens_; j += kPanel)
@@ -164,7 +166,7 @@ class BlockScan {
     }
   }
 
-  // ---- few tokens: one by one -------------------------------------------------------------------
+  // ---- one by one -------------------------------------------------------------------
 
   void scan_short(int64_t head) {
     float* const last = last_state(a, sequence_, head);
@@ -176,14 +178,14 @@ class BlockScan {
         from = last;
       }
       snapshots_before(head, from);
-    } else {
+    } else if (!a.one_by_one) {
       unpack_state(a, at_, state(head), last);
     }
-    float* to[kSsdShort];
+    float* to[kSsdChunk];
     const int64_t keep = a.snapshot_count;
     for (int64_t i = 0; i < tokens_; ++i) {
       const int64_t k = walk_.after + tokens_ - 1 - i;
-      to[i] = k > 0 && k < keep ? snapshot(a, sequence_, k, head) : last;
+      to[i] = k > walk_.after && k < keep ? snapshot(a, sequence_, k, head) : last;
     }
     step_tokens(head, from, to, tokens_, true);
     if (walk_.after < keep) copy_state(a, last, snapshot(a, sequence_, walk_.after, head));

@@ -12,9 +12,10 @@
 //
 // A sequence's tokens are cut into chunks of kSsdChunk counted from its start. The state after a
 // token is one function of the state at its chunk's start and the tokens since, whatever follows:
-// so a snapshot has the bits of a run that ends there. Fewer than kSsdShort tokens are taken one by
-// one (step.h); more as three matrix products on 6x16 tiles (generic.h), with G = C B^T shared by
-// the heads of a group and decays multiplied, never divided:
+// so a snapshot has the bits of a run that ends there. Fewer than kSsdShort tokens, or all of them
+// when asked to, are taken one by one (step.h), with the bits of ssd_state_update; more as three
+// matrix products on 6x16 tiles (generic.h), with G = C B^T shared by the heads of a group and
+// decays multiplied, never divided:
 //   Y = (G o L) (d x) + pre o (C S^T),    S' = pre_q S + (post o d x)^T B
 // Every sum runs in one fixed order, so neither the batch nor the threads change a bit.
 //
@@ -59,6 +60,7 @@ struct Ssd {
   DType x_type, dt_type, B_type;  // z and y have x's type, C has B's
   float dt_min, dt_max;
   bool dt_softplus;
+  bool one_by_one;  // CPU: no products, so that the bits do not depend on where a run begins
   // CPU kernels only: how many threads may work, and ssd_scratch(args) floats, 64-byte aligned.
   int64_t slots;
   float* scratch = nullptr;
