@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +53,8 @@ class Batch:
             zeros), state slot written. A segment is consecutive positions of one sequence.
         wanted: ``(wanted,)`` int32, the rows whose logits are asked for.
         block_table: ``(lines, blocks)`` int32.
+        before_logits: called by the runner when the layers have run and before it reads ``wanted``,
+            which may have become fewer rows then; None where nobody asks.
     """
 
     tokens: torch.Tensor
@@ -65,6 +67,7 @@ class Batch:
     wanted: torch.Tensor
     block_table: torch.Tensor
     rows: int
+    before_logits: Callable[[], None] | None = None
 
     def __init__(self, source: Any) -> None:
         self._whole = [torch.from_numpy(getattr(source, name)) for name in ROW_FIELDS]
@@ -81,7 +84,11 @@ class Batch:
         self.tokens, self.positions, self.loops, self.arena, self.lines, self.kv_slots = views
         self.rows = rows
         self.segments = self._segments[:segments]
-        self.wanted = torch.from_numpy(np.ascontiguousarray(self._wanted[:wanted, 0]))
+        self.want(self._wanted[:wanted, 0])
+
+    def want(self, rows: np.ndarray[Any, Any]) -> None:
+        """Ask for the logits of ``rows`` (n,) int32."""
+        self.wanted = torch.from_numpy(np.ascontiguousarray(rows))
 
     @classmethod
     def of_spans(

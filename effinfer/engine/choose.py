@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from effinfer.engine import sampling
+from effinfer.engine.batch import Batch
 from effinfer.engine.handle import Handle
-from effinfer.engine.policies import ExitPolicy, ExitRows
-from effinfer.engine.runner import Runner
+from effinfer.engine.policies import ExitRows
 from effinfer.engine.sampling import RowParams, TokenLogprobs
+from effinfer.engine.setup import Parts
 from effinfer.engine.text import TextStream
 
 Array = np.ndarray[Any, Any]
@@ -52,77 +53,102 @@ class Chooser:
     """Samples the wanted rows and asks the exit policy, for one engine.
 
     Args:
-        scheduler: whose launch's rows are chosen from.
-        runner: for hidden states.
-        policy: None where no row may exit.
+        parts: the engine's scheduler, whose launch's rows are chosen from; its runner, for hidden
+            states; and its policy.
+        batch: the launch, as the runner sees it.
         live: the engine's requests by id.
         fail: called with a request id and what is wrong with it.
     """
 
     def __init__(
         self,
-        scheduler: Any,
-        runner: Runner,
-        policy: ExitPolicy | None,
+        parts: Parts,
+        batch: Batch,
         live: dict[int, Live],
         fail: Callable[[int, str], None],
     ) -> None:
-        self._scheduler = scheduler
-        self._runner = runner
-        self._policy = policy
+        scheduler = self._scheduler = parts.scheduler
+        self._runner = parts.runner
+        self._policy = parts.policy
+        self._batch = batch
         self._live = live
         self._fail = fail
+        self._last_loop = parts.runner.spec.loops - 1
         self._positions, self._loops = scheduler.positions, scheduler.loops
         self._arena = scheduler.arena
         self._wanted, self._ids = scheduler.wanted, scheduler.wanted_ids
+        self._early: Array | None = None  # exits that were decided before the logits
+        if self._policy is not None and not self._policy.needs_logits:
+            batch.before_logits = self._decide_early
 
-    def choose(self, logits: torch.Tensor, plain: bool) -> tuple[Array, Array | None]:
+    def choose(self, logits: torch.Tensor | None, plain: bool) -> tuple[Array, Array | None]:
         """A token ``(n,)`` int32 and whether it may be taken early ``(n,)`` uint8, for every row.
 
         Args:
-            logits: ``(n, vocab)`` float32 of the n wanted rows.
+            logits: ``(n, vocab)`` float32 of the n wanted rows; of fewer where the policy, asked
+                before, lets others go on: those get any token.
             plain: no live request asks for more than its most probable token.
         """
-        top, sound = sampling.greedy(logits)
-        tokens = top.astype(np.int32)
-        n = len(tokens)
-        if not sound.all():
-            for request_id in self._ids[:n][~sound].tolist():
-                self._fail(request_id, "the model gave NaN or infinite logits")
-        if not plain:
-            self._sample(logits, tokens, sound)
-        return tokens, None if self._policy is None else self._exits(logits, top)
+        n: int = self._scheduler.n_wanted
+        exits, self._early = self._early, None
+        kept = np.arange(n) if exits is None else self._with_logits(exits)
+        tokens = np.zeros(n, dtype=np.int32)
+        top = tokens
+        if logits is not None:
+            top, sound = sampling.greedy(logits)
+            tokens[kept] = top
+            if not sound.all():
+                for request_id in self._ids[kept[~sound]].tolist():
+                    self._fail(request_id, "the model gave NaN or infinite logits")
+            if not plain:
+                self._sample(logits, tokens, kept, sound)
+        if exits is None and self._policy is not None:
+            assert logits is not None
+            exits = self._policy.decide(self._rows(logits, top))
+        return tokens, exits
 
-    def _exits(self, logits: torch.Tensor, top: Array) -> Array:
+    def _decide_early(self) -> None:
+        """Ask a policy that needs no logits, and want those of the rows whose tokens count alone."""
         assert self._policy is not None
-        n = len(top)
+        if self._scheduler.n_wanted == 0:
+            return
+        self._early = self._policy.decide(self._rows(torch.empty(0), np.empty(0, dtype=np.int64)))
+        self._batch.want(self._wanted[self._with_logits(self._early), 0])
+
+    def _with_logits(self, exits: Array) -> Array:
+        """Which of the wanted rows give a token: those that exit, and those in their last loop."""
+        loops = self._loops[self._wanted[: len(exits), 0]]
+        return np.flatnonzero((exits > 0) | (loops == self._last_loop))
+
+    def _rows(self, logits: torch.Tensor, top: Array) -> ExitRows:
+        n: int = self._scheduler.n_wanted
         rows = self._wanted[:n, 0]
         arena = self._arena[rows]
-        return self._policy.decide(
-            ExitRows(
-                logits=logits,
-                top=top,
-                loops=self._loops[rows],
-                positions=self._positions[rows],
-                requests=self._ids[:n],
-                arena=arena,
-                hidden=lambda: self._runner.hidden(torch.from_numpy(arena)),
-            )
+        return ExitRows(
+            logits=logits,
+            top=top,
+            loops=self._loops[rows],
+            positions=self._positions[rows],
+            requests=self._ids[:n],
+            arena=arena,
+            hidden=lambda: self._runner.hidden(torch.from_numpy(arena)),
         )
 
-    def _sample(self, logits: torch.Tensor, tokens: Array, sound: Array) -> None:
-        """Replace the tokens of rows that ask for more, and keep the log probabilities."""
-        live = [self._live[i] for i in self._ids[: len(tokens)].tolist()]
+    def _sample(self, logits: torch.Tensor, tokens: Array, kept: Array, sound: Array) -> None:
+        """Replace the tokens of rows that ask for more, and keep the log probabilities.
+
+        Row i of ``logits`` is the launch's wanted row ``kept[i]``.
+        """
+        live = [self._live[i] for i in self._ids[kept].tolist()]
         special = [i for i, request in enumerate(live) if sound[i] and not request.plain]
         if not special:
             return
-        positions = self._positions[self._wanted[: len(tokens), 0]]
         try:
-            self._sample_rows(logits, tokens, special, live, positions)
+            self._sample_rows(logits, tokens, kept, special, live)
         except Exception:  # one of them made it fail: find out which
             for i in special:
                 try:
-                    self._sample_rows(logits, tokens, [i], live, positions)
+                    self._sample_rows(logits, tokens, kept, [i], live)
                 except Exception as error:
                     what = f"sampling failed: {type(error).__name__}: {error}"
                     self._fail(live[i].handle.request_id, what)
@@ -131,22 +157,24 @@ class Chooser:
         self,
         logits: torch.Tensor,
         tokens: Array,
+        kept: Array,
         indices: Sequence[int],
         live: Sequence[Live],
-        positions: Array,
     ) -> None:
-        whole = len(indices) == len(tokens)
+        wanted = kept[indices]
+        positions = self._positions[self._wanted[wanted, 0]]
         chosen = sampling.sample(
-            logits if whole else logits[indices],
+            logits if len(indices) == len(logits) else logits[indices],
             [live[i].row for i in indices],
-            positions[indices],
-            lambda k: self._scheduler.history(indices[k]),
+            positions,
+            lambda k: self._scheduler.history(int(wanted[k])),
         )
-        tokens[indices] = chosen
-        asked = [i for i in indices if live[i].row.params.logprobs is not None]
+        tokens[wanted] = chosen
+        asked = [k for k, i in enumerate(indices) if live[i].row.params.logprobs is not None]
         if not asked:
             return
-        counts = [live[i].row.params.logprobs or 0 for i in asked]
-        found = sampling.token_logprobs(logits[asked], tokens[asked], counts)
-        for i, entry in zip(asked, found, strict=True):
-            live[i].logprobs[int(positions[i])] = entry
+        rows = [indices[k] for k in asked]
+        counts = [live[i].row.params.logprobs or 0 for i in rows]
+        found = sampling.token_logprobs(logits[rows], chosen[asked], counts)
+        for k, entry in zip(asked, found, strict=True):
+            live[indices[k]].logprobs[int(positions[k])] = entry

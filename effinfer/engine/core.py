@@ -40,7 +40,7 @@ class Core:
         self._events = parts.scheduler.events
         self._batch = Batch(parts.scheduler)
         self._special = 0  # live requests that ask for more than the most probable token
-        self._chooser = Chooser(parts.scheduler, parts.runner, parts.policy, self.live, self._fail)
+        self._chooser = Chooser(parts, self._batch, self.live, self._fail)
         self._stats = stats
 
     def admit(self, request: Live, priority: int, deadline: float) -> None:
@@ -77,7 +77,7 @@ class Core:
         logits = self._runner.launch(self._batch)
         ran = time.monotonic()
         tokens, exits = _NO_TOKENS, None
-        if logits is not None and wanted:
+        if wanted:
             tokens, exits = self._chooser.choose(logits, plain=self._special == 0)
         chose = time.monotonic()
         events = scheduler.commit(tokens, exits, chose)

@@ -177,6 +177,8 @@ class DecoderRunner:
 
     def _logits(self, lib: Any, batch: Batch, rows: _Rows) -> torch.Tensor | None:
         """Norm and head on the wanted rows alone, in float32."""
+        if batch.before_logits is not None:
+            batch.before_logits()
         count = len(batch.wanted)
         if count == 0:
             return None

@@ -25,8 +25,9 @@ class ExitRows:
     """The rows of a launch whose logits are there, for a policy to judge.
 
     Attributes:
-        logits: ``(n, vocab)`` float32, after the loop each row has just run.
-        top: ``(n,)`` each row's most probable token.
+        logits: ``(n, vocab)`` float32, after the loop each row has just run; empty for a policy that
+            needs none.
+        top: ``(n,)`` each row's most probable token; likewise.
         loops: ``(n,)`` that loop, from 0.
         positions: ``(n,)`` each row's position in its sequence.
         requests: ``(n,)`` int64 request ids.
@@ -48,10 +49,13 @@ class ExitPolicy:
 
     Attributes:
         name: as it is written in a recursive model's configuration.
+        needs_logits: where False, the head runs on the rows that exit alone, and ``decide`` is asked
+            before it.
         threshold: rows whose score is greater exit.
     """
 
     name: ClassVar[str]
+    needs_logits: ClassVar[bool] = True
 
     def __init__(self, threshold: float) -> None:
         if not isinstance(threshold, (int, float)) or isinstance(threshold, bool):
@@ -129,6 +133,7 @@ class Cosine(ExitPolicy):
     before is above the threshold."""
 
     name = "cosine"
+    needs_logits = False
 
     def __init__(self, threshold: float) -> None:
         super().__init__(threshold)
@@ -154,6 +159,7 @@ class Gate(ExitPolicy):
     """
 
     name = "gate"
+    needs_logits = False
 
     def __init__(self, module: Callable[[torch.Tensor], torch.Tensor], threshold: float) -> None:
         super().__init__(threshold)
@@ -185,6 +191,7 @@ class Replay(ExitPolicy):
     """
 
     name = "replay"
+    needs_logits = False
 
     def __init__(self, depths: Any) -> None:
         super().__init__(0.0)

@@ -1,0 +1,103 @@
+"""Depth-wise batching: tokens leave after the loops a recording says, beside every token running all.
+
+    python -m bench.peers.engine_depth --threads 1
+
+`effinfer` takes exits from a recording, a mean of 1.73 of 4 loops; `full` is the same engine as plain
+continuous batching. Slots never empty and prompts have one token, so that all launches decode.
+`judged` takes the same exits from a policy that has to see logits, so that the head runs on every row
+that may exit; `loop` and `loop and head` are bare launches of as many rows, by which the bound
+(F0 + R Fr) / (F0 + d Fr) is known. With `first` deeper loops leave no keys and values behind; with
+`depth` those that an exit skipped are computed later, and exits save launches, not operations.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bench.peers.common import OURS, Side, arguments, measure
+from bench.peers.recursive_sides import LOOPS, Busy, Judged, exits, launches, random_model
+from effinfer.engine.policies import ExitPolicy, replay
+from effinfer.engine.runner import make_runner
+
+TOKENS = 64  # of a request
+BATCHES = (1, 4, 8, 16)
+FULL, JUDGED, LOOP, HEAD = "full", "judged", "loop", "loop and head"
+LAUNCHES = 32  # of the bare sides, in one run
+
+
+def busy(model: Any, batch: int, policy: ExitPolicy | None = None) -> Busy:
+    mode = "full" if policy is None else "exit"
+    return Busy(model, batch, TOKENS, mode=mode, policy=policy)
+
+
+def bare(model: Any, batch: int, head: bool) -> Side:
+    return Side(launches(make_runner(model), batch, loop=1, head=head, count=LAUNCHES))
+
+
+def mean_depth(served: Busy) -> float:
+    """Loops that tokens took, of all that were served."""
+    counts = np.array(served.engine.stats()["depths"])
+    return float(counts @ np.arange(1, LOOPS + 1) / counts.sum())
+
+
+def bound(entry: dict[str, Any]) -> float:
+    """How much faster exits can make tokens: (F0 + R Fr) / (F0 + d Fr), as measured."""
+    ms = {name: spread["median"] for name, spread in entry["ms"].items()}
+    loop, head = ms[LOOP], ms[HEAD] - ms[LOOP]
+    return (head + LOOPS * loop) / (head + entry["depth"] * loop)
+
+
+def against_full(model: Any, kv_policy: str, batch: int, args: argparse.Namespace) -> None:
+    recorded = exits(batch, TOKENS)
+    ours = busy(model, batch, replay(recorded))
+    factories: dict[str, Callable[[], Side]] = {
+        OURS: lambda: Side(ours.run),
+        FULL: lambda: Side(busy(model, batch).run),
+        JUDGED: lambda: Side(busy(model, batch, Judged(recorded)).run),
+        LOOP: lambda: bare(model, batch, head=False),
+        HEAD: lambda: bare(model, batch, head=True),
+    }
+    entry = measure(
+        "engine_depth",
+        f"{kv_policy}, batch {batch}, {args.threads} threads",
+        factories,
+        args,
+        facts=lambda: {"depth": mean_depth(ours), "batch": batch, "tokens": batch * TOKENS},
+    )
+    if entry is not None:
+        gain, most = entry["ratio"][FULL]["median"], bound(entry)
+        print(
+            f"  {gain:.2f}x at a mean depth of {entry['depth']:.2f}; bound {most:.2f}x, "
+            f"{gain / most:.1%} of it"
+        )
+
+
+def nothing_exits(model: Any, kv_policy: str, batch: int, args: argparse.Namespace) -> None:
+    never = replay([LOOPS])
+    measure(
+        "engine_depth",
+        f"nothing exits, {kv_policy}, batch {batch}, {args.threads} threads",
+        {
+            OURS: lambda: Side(busy(model, batch, never).run),
+            FULL: lambda: Side(busy(model, batch).run),
+        },
+        args,
+        facts=lambda: {"batch": batch, "tokens": batch * TOKENS},
+    )
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    for kv_policy in ("first", "depth"):
+        model = random_model(kv_policy)
+        for batch in BATCHES:
+            against_full(model, kv_policy, batch, args)
+            nothing_exits(model, kv_policy, batch, args)
+
+
+if __name__ == "__main__":
+    main()
