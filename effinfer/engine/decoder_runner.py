@@ -3,14 +3,13 @@
 A layer is norm, one product for queries, keys and values, rotation and writing to the pages,
 attention, output product with the residual, norm, gated product, and down product with the
 residual: eight calls for all rows, on memory that is kept. In a recursive model rows of different
-loops share these calls; what a loop has of its own (norms, low-rank additions) runs on its rows,
-which lie together.
+loops share these calls; what a loop has of its own (norms, low-rank additions) is taken by each row
+from where its loop's lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,11 @@ from effinfer._native import native
 from effinfer.engine.batch import Batch
 from effinfer.engine.decoder_model import DecoderLayer, DecoderModel
 from effinfer.engine.kv import KVPages
-from effinfer.engine.loop_additions import LoopAddition, add_up, additions
+from effinfer.engine.loop_additions import LoopAdditions, loop_additions
 from effinfer.engine.projection import Projection, lay_end_to_end, project, project_gated
 from effinfer.engine.runner import BLOCK_SIZE, Room, RunnerSpec
 
 QKV = ("q_proj", "k_proj", "v_proj")
-Part = tuple[int, "_Rows"]  # a loop and its rows
 
 
 class DecoderRunner:
@@ -40,6 +38,7 @@ class DecoderRunner:
         with torch.inference_mode(False), torch.no_grad():
             self._layers = [_Layer(layer) for layer in model.layers]
             self._head = project(model.head)
+            self._final_norm = _Norm(model.final_norms)
             lay_end_to_end(p for layer in self._layers for p in layer.projections)
         self._kv_heads = [(model.kv_heads, model.head_dim)] * len(self._layers)
         windows = [layer.window for layer in model.layers]
@@ -87,11 +86,10 @@ class DecoderRunner:
             return None
         lib = native(self._embedding)
         rows = self._scratch.rows(0, batch.rows)
-        parts = self._parts(batch, rows)
-        self._enter(lib, batch, rows, parts)
+        self._enter(lib, batch, rows)
         for index, layer in enumerate(self._layers):
-            self._attend(lib, batch, rows, parts, layer, index)
-            self._mix(lib, rows, parts, layer)
+            self._attend(lib, batch, rows, layer, index)
+            self._mix(lib, batch, rows, layer)
         if self.spec.loops > 1:
             lib.state_copy(self._arena, batch.arena, rows.x, rows.iota)
         return self._logits(lib, batch, rows)
@@ -113,38 +111,31 @@ class DecoderRunner:
         for name in ("_pages", "_scratch", "_arena", "_layers", "_head"):
             self.__dict__.pop(name, None)
 
-    def _parts(self, batch: Batch, rows: _Rows) -> list[Part]:
-        """The loops present, each with its rows."""
-        if self.spec.loops == 1:
-            return [(0, rows)]
-        loops = batch.loops.numpy()
-        return [(loop, self._scratch.rows(start, stop)) for loop, start, stop in _runs(loops)]
-
-    def _enter(self, lib: Any, batch: Batch, rows: _Rows, parts: list[Part]) -> None:
+    def _enter(self, lib: Any, batch: Batch, rows: _Rows) -> None:
         """Hidden states into ``x``: embeddings in loop 0, those of the loop before in others."""
-        first, new = parts[0]
-        fresh = new.count if first == 0 else 0
+        fresh = rows.count  # rows are sorted by loop
+        if self.spec.loops > 1:
+            fresh = int(np.searchsorted(batch.loops.numpy(), 1))
         if fresh == rows.count:
             lib.state_copy(rows.x, rows.iota, self._embedding, batch.tokens)
             return
         if fresh:
+            new = self._scratch.rows(0, fresh)
             lib.state_copy(new.x, new.iota, self._embedding, batch.tokens[:fresh])
         others = self._scratch.rows(fresh, rows.count)
         lib.state_copy(others.x, others.iota, self._arena, batch.arena[fresh:])
 
-    def _attend(
-        self, lib: Any, batch: Batch, rows: _Rows, parts: list[Part], layer: _Layer, index: int
-    ) -> None:
+    def _attend(self, lib: Any, batch: Batch, rows: _Rows, layer: _Layer, index: int) -> None:
         """``residual = x + attention(norm(x))``."""
         model, eps = self._model, self._model.eps
-        for loop, part in parts:
-            lib.rms_norm(part.x, layer.input_norms[loop], eps, None, False, part.normed, None)
+        layer.input_norm(lib, rows.x, batch.loops, eps, rows.normed)
         layer.qkv(lib, rows.normed, rows.qkv)
-        for loop, part in parts:
-            add_up(lib, layer.qkv_additions[loop], part.normed, part.qkv, part.low)
-            for weight, heads in layer.head_norms(loop, part):
+        if layer.qkv_additions is not None:
+            layer.qkv_additions(lib, rows.normed, rows.qkv, batch.loops)
+        for norm, heads in ((layer.q_norm, rows.query_heads), (layer.k_norm, rows.key_heads)):
+            if norm is not None:
                 for head in heads:
-                    lib.rms_norm(head, weight, eps, None, False, head, None)
+                    norm(lib, head, batch.loops, eps, head)
         keys, values = self._pages.keys[index], self._pages.values[index]
         plane = batch.loops if self._planes > 1 else None
         lib.rope_write(
@@ -156,24 +147,21 @@ class DecoderRunner:
             model.head_dim**-0.5, layer.window, 0.0, rows.heads,
         )  # fmt: skip
         layer.o(lib, rows.attended, rows.residual, rows.x)
-        for loop, part in parts:
-            add_up(lib, layer.o_additions[loop], part.attended, part.residual, part.low)
+        if layer.o_additions is not None:
+            layer.o_additions(lib, rows.attended, rows.residual, batch.loops)
 
-    def _mix(self, lib: Any, rows: _Rows, parts: list[Part], layer: _Layer) -> None:
+    def _mix(self, lib: Any, batch: Batch, rows: _Rows, layer: _Layer) -> None:
         """``x = residual + mlp(norm(residual))``."""
-        eps = self._model.eps
-        for loop, part in parts:
-            lib.rms_norm(part.residual, layer.post_norms[loop], eps, None, False, part.normed, None)
-        if not layer.gate_additions:
+        layer.post_norm(lib, rows.residual, batch.loops, self._model.eps, rows.normed)
+        if layer.gate_additions is None:
             layer.gate_up(lib, rows.normed, rows.inner)
         else:
             layer.gate_up(lib, rows.normed, rows.gate_up)
-            for loop, part in parts:
-                add_up(lib, layer.gate_additions[loop], part.normed, part.gate_up, part.low)
+            layer.gate_additions(lib, rows.normed, rows.gate_up, batch.loops)
             lib.silu_mul(rows.gate, rows.up, rows.inner)
         layer.down(lib, rows.inner, rows.x, rows.residual)
-        for loop, part in parts:
-            add_up(lib, layer.down_additions[loop], part.inner, part.x, part.low)
+        if layer.down_additions is not None:
+            layer.down_additions(lib, rows.inner, rows.x, batch.loops)
 
     def _logits(self, lib: Any, batch: Batch, rows: _Rows) -> torch.Tensor | None:
         """Norm and head on the wanted rows alone, in float32."""
@@ -187,19 +175,32 @@ class DecoderRunner:
         lib.state_copy(wanted, scratch.iota[:count], rows.x, batch.wanted)
         ends = scratch.ends[:count]
         ends.copy_(wanted)
-        norms, eps = self._model.final_norms, self._model.eps
-        loops = batch.loops.numpy()[batch.wanted.numpy()]
-        for loop, start, stop in _runs(loops):
-            part = ends[start:stop]
-            lib.rms_norm(part, norms[loop], eps, None, False, part, None)
+        loops = torch.from_numpy(batch.loops.numpy()[batch.wanted.numpy()])
+        self._final_norm(lib, ends, loops, self._model.eps, ends)
         self._head(lib, ends, logits)
         return logits
 
 
-def _runs(loops: np.ndarray[Any, Any]) -> Iterator[tuple[int, int, int]]:
-    """Each run of equal loops: the loop, its first row and the row after its last."""
-    starts = [0, *(np.flatnonzero(loops[1:] != loops[:-1]) + 1).tolist(), len(loops)]
-    return ((int(loops[start]), start, stop) for start, stop in pairwise(starts))
+class _Norm:
+    """RMS norms of rows, each with the weight of its own loop."""
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        self._only = weights[0] if len(weights) == 1 else None
+        self._weights = torch.stack([weight.float() for weight in weights])
+
+    def __call__(
+        self, lib: Any, x: torch.Tensor, loops: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> None:
+        if self._only is not None:
+            lib.rms_norm(x, self._only, eps, None, False, out, None)
+        else:
+            lib.rms_norm_by_row(x, self._weights, loops, eps, out)
+
+
+def _head_norm(weights: Sequence[torch.Tensor | None]) -> _Norm | None:
+    """None where heads have no norm. A loop that writes no keys has no norm of theirs: any does."""
+    given = [weight for weight in weights if weight is not None]
+    return _Norm([given[0] if weight is None else weight for weight in weights]) if given else None
 
 
 class _Layer:
@@ -208,10 +209,10 @@ class _Layer:
     def __init__(self, layer: DecoderLayer) -> None:
         linears, loops = layer.linears, layer.loops
         self.window = layer.window or 0  # the op's word for none
-        self.input_norms = [loop.input_norm for loop in loops]
-        self.post_norms = [loop.post_norm for loop in loops]
-        self.q_norms = [loop.q_norm for loop in loops]
-        self.k_norms = [loop.k_norm for loop in loops]
+        self.input_norm = _Norm([loop.input_norm for loop in loops])
+        self.post_norm = _Norm([loop.post_norm for loop in loops])
+        self.q_norm = _head_norm([loop.q_norm for loop in loops])
+        self.k_norm = _head_norm([loop.k_norm for loop in loops])
         self.qkv = project(*(linears[name] for name in QKV))
         self.o = project(linears["o_proj"])
         self.down = project(linears["down_proj"])
@@ -220,38 +221,22 @@ class _Layer:
         self.down_additions = self._additions(layer, "down_proj")
         gate, up = linears["gate_proj"], linears["up_proj"]
         self.gate_additions = self._additions(layer, "gate_proj", "up_proj")
-        if all(addition is None for addition in self.gate_additions):
-            self.gate_additions = []
         # What a loop adds to the gate must be there before the gate is applied.
-        self.gate_up = project(gate, up) if self.gate_additions else project_gated(gate, up)
+        self.gated = self.gate_additions is None
+        self.gate_up = project_gated(gate, up) if self.gated else project(gate, up)
         self.inner = layer.features("gate_proj")
 
     @staticmethod
-    def _additions(layer: DecoderLayer, *names: str) -> list[LoopAddition | None]:
+    def _additions(layer: DecoderLayer, *names: str) -> LoopAdditions | None:
         widths = [layer.features(name) for name in names]
-        return [additions([loop.additions.get(n) for n in names], widths) for loop in layer.loops]
-
-    def head_norms(
-        self, loop: int, rows: _Rows
-    ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
-        """The loop's norms of queries and keys, where there are any, and the heads they are for."""
-        for weight, heads in (
-            (self.q_norms[loop], rows.query_heads),
-            (self.k_norms[loop], rows.key_heads),
-        ):
-            if weight is not None:
-                yield weight, heads
+        loops = [[loop.additions.get(name) for name in names] for loop in layer.loops]
+        linear: Any = layer.linears[names[0]]
+        return loop_additions(loops, widths, linear.in_features)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
         """The layer's products, in the order in which they are read."""
         return self.qkv, self.o, self.gate_up, self.down
-
-    @property
-    def rank(self) -> int:
-        """The widest low-rank product of any loop."""
-        every = (self.qkv_additions, self.o_additions, self.gate_additions, self.down_additions)
-        return max((a.rank for group in every for a in group if a is not None), default=0)
 
 
 class _Rows:
@@ -264,7 +249,7 @@ class _Rows:
         self.normed, self.inner = scratch.normed[here], scratch.inner[here]
         self.qkv, self.gate_up = scratch.qkv[here], scratch.gate_up[here]
         self.gate, self.up = self.gate_up.chunk(2, 1)
-        self.attended, self.low = scratch.attended[here], scratch.low[here]
+        self.attended = scratch.attended[here]
         by_head = (self.count, scratch.q_heads, -1)
         self.heads = self.attended.view(by_head)
         width = self.attended.shape[1]
@@ -285,13 +270,13 @@ class _Scratch:
         self.q_heads, self.kv_heads = model.q_heads, model.kv_heads
         inner = max(layer.inner for layer in layers)
         width = (model.q_heads + 2 * model.kv_heads) * model.head_dim
-        gated = any(layer.gate_additions for layer in layers)
         self.x, self.residual, self.normed = like.new_empty(3, max_rows, features)
         self.qkv = like.new_empty(max_rows, width)
         self.attended = like.new_empty(max_rows, model.q_heads * model.head_dim)
         self.inner = like.new_empty(max_rows, inner)
-        self.gate_up = like.new_empty(max_rows, 2 * inner if gated else 0)
-        self.low = like.new_empty(max_rows, max(layer.rank for layer in layers))
+        self.gate_up = like.new_empty(
+            max_rows, 0 if all(layer.gated for layer in layers) else 2 * inner
+        )
         self.iota = torch.arange(max_rows, dtype=torch.int32)
         self.wanted = like.new_empty(max_rows, features)
         self.ends = torch.empty(max_rows, features)

@@ -1,62 +1,70 @@
-"""What one loop of a recursive model adds to a tied product: low-rank terms and biases."""
+"""What the loops of a recursive model add to a tied product: low-rank terms and biases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from effinfer.engine.decoder_model import Addition
-from effinfer.ops.linear import pack_linear
+from effinfer.ops.low_rank_add import pack_low_rank
 
 
-@dataclass(frozen=True)
-class LoopAddition:
-    """``x -> B A x + bias`` for linears side by side; ``A`` and ``B`` are packed, or None."""
+class LoopAdditions:
+    """``y += B A x + bias`` of every row's own loop, for linears side by side: one native call.
 
-    down: torch.Tensor | None
-    up: torch.Tensor | None
-    bias: torch.Tensor | None
-    rank: int
-    out_features: int
+    Args:
+        loops: for each loop, what it adds to each of the linears.
+        widths: outputs of each of the linears.
+        inputs: of all of them.
+    """
+
+    def __init__(
+        self, loops: Sequence[Sequence[Addition | None]], widths: Sequence[int], inputs: int
+    ) -> None:
+        given = [part for loop in loops for part in loop if part is not None]
+        lows = [part.lora_A for part in given if part.lora_A is not None]
+        like = lows[0] if lows else torch.zeros(0)
+        factors = [
+            _factors([loop[i] for loop in loops], width, inputs, like)
+            for i, width in enumerate(widths)
+        ]
+        self._down, self._up, self._parts = pack_low_rank(factors)
+        biases = [
+            torch.cat([_bias(part, width) for part, width in zip(loop, widths, strict=True)])
+            for loop in loops
+        ]
+        self._bias = None if all(p.bias is None for p in given) else torch.stack(biases)
+
+    def __call__(self, lib: Any, x: torch.Tensor, y: torch.Tensor, loops: torch.Tensor) -> None:
+        """Add to ``y (rows, sum(widths))`` what loop ``loops[i]`` adds for row i of ``x``."""
+        lib.low_rank_add(x, loops, self._down, self._up, self._bias, self._parts, y)
 
 
-def additions(parts: Sequence[Addition | None], widths: Sequence[int]) -> LoopAddition | None:
-    """One addition for linears side by side, of ``widths`` outputs; None where nothing is added."""
-    given = [part for part in parts if part is not None]
-    if not given:
+def loop_additions(
+    loops: Sequence[Sequence[Addition | None]], widths: Sequence[int], inputs: int
+) -> LoopAdditions | None:
+    """As ``LoopAdditions``; None where no loop adds anything."""
+    if all(part is None for loop in loops for part in loop):
         return None
-    biases = [
-        torch.zeros(width) if part is None or part.bias is None else part.bias.float()
-        for part, width in zip(parts, widths, strict=True)
-    ]
-    bias = None if all(part.bias is None for part in given) else torch.cat(biases)
-    lows = [part.lora_A for part in given if part.lora_A is not None]
-    if not lows:
-        return LoopAddition(None, None, bias, 0, sum(widths))
-    # Every linear's terms in its own rows and columns: one product for all of them.
-    blocks = [
-        lows[0].new_empty(width, 0) if part is None or part.lora_B is None else part.lora_B
-        for part, width in zip(parts, widths, strict=True)
-    ]
-    low = torch.cat(lows)
-    high: torch.Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    return LoopAddition(pack_linear(low), pack_linear(high), bias, len(low), sum(widths))
+    return LoopAdditions(loops, widths, inputs)
 
 
-def add_up(
-    lib: Any, addition: LoopAddition | None, x: torch.Tensor, out: torch.Tensor, low: torch.Tensor
-) -> None:
-    """Add to ``out`` what the loop adds for ``x``; ``low`` is room for the low-rank product."""
-    if addition is None:
-        return
-    if addition.down is None:
-        assert addition.bias is not None
-        out.add_(addition.bias)
-        return
-    if low.shape[1] != addition.rank:
-        low = low[:, : addition.rank]
-    lib.linear(x, addition.down, addition.rank, None, "none", None, low)
-    lib.linear(low, addition.up, addition.out_features, addition.bias, "none", out, out)
+def _factors(
+    parts: Sequence[Addition | None], outputs: int, inputs: int, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One linear's ``A (loops, rank, inputs)`` and ``B (loops, outputs, rank)``, zeros where a loop
+    has a lower rank or none."""
+    rank = max((len(p.lora_A) for p in parts if p is not None and p.lora_A is not None), default=0)
+    down = like.new_zeros(len(parts), rank, inputs)
+    up = like.new_zeros(len(parts), outputs, rank)
+    for loop, part in enumerate(parts):
+        if part is not None and part.lora_A is not None and part.lora_B is not None:
+            down[loop, : len(part.lora_A)] = part.lora_A
+            up[loop, :, : len(part.lora_A)] = part.lora_B
+    return down, up
+
+
+def _bias(part: Addition | None, width: int) -> torch.Tensor:
+    return torch.zeros(width) if part is None or part.bias is None else part.bias.float()

@@ -19,6 +19,7 @@ from effinfer.ops.gated_rms_norm import gated_rms_norm
 from effinfer.ops.hidden_attention import hidden_attention
 from effinfer.ops.layer_norm import layer_norm
 from effinfer.ops.linear import linear, pack_linear, unpack_linear
+from effinfer.ops.low_rank_add import low_rank_add, pack_low_rank
 from effinfer.ops.lowbit_linear import PackedLowBit, lowbit_linear, pack_lowbit, unpack_lowbit
 from effinfer.ops.lowbit_weight import LowBitWeight
 from effinfer.ops.paged_attention import paged_attention
@@ -54,10 +55,12 @@ __all__ = [
     "layer_norm",
     "linear",
     "lmu_matrices",
+    "low_rank_add",
     "lowbit_linear",
     "pack_binary",
     "pack_binary_conv2d",
     "pack_linear",
+    "pack_low_rank",
     "pack_lowbit",
     "pack_signs",
     "paged_attention",

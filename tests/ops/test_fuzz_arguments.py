@@ -92,6 +92,9 @@ CALLS = {
     "lowbit_linear": lambda: {"x": randn(3, 32), **packed_lowbit(), "bias": randn(20),
                               "residual": randn(3, 20), "activations": "int8",
                               "epilogue": "none"},
+    "low_rank_add": lambda: {
+        "y": randn(3, 20), "x": randn(3, 8), "index": int32(0, 2, 2), "down": randn(3, 5, 8),
+        "up": randn(3, 16 * 3 + 16 * 2), "bias": randn(3, 20), "parts": (12, 3, 8, 2)},
     "paged_attention": lambda: {
         "q": randn(3, 4, 8), **paged(), "block_table": int32(2, 0, 1, 1).view(2, 2),
         "seq_of_row": int32(0, 0, 1), "position": int32(5, 2, 7), "scale": 0.3, "window": 4,

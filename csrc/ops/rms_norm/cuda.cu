@@ -12,6 +12,7 @@ __global__ void __launch_bounds__(kThreads) normalise_row(RmsNorm a) {
   const int64_t row = blockIdx.x;
   const auto* x = static_cast<const X*>(a.x) + row * a.x_stride;
   auto* y = static_cast<X*>(a.y) + row * a.y_stride;
+  const float* weight = a.index != nullptr ? a.weight + a.index[row] * a.dim : a.weight;
   const int64_t residual = row * a.residual_stride, out = row * a.residual_out_stride;
   const auto value = [&](int64_t i) {
     const float v = gpu::load(x + i);
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) normalise_row(RmsNorm a) {
   for (int64_t i = threadIdx.x; i < a.dim; i += kThreads) {
     const float r = value(i);  // before y, which may be x itself
     if (a.residual_out != nullptr) gpu::store_any(a.residual_out, a.residual_out_type, out + i, r);
-    const float w = a.weight == nullptr ? 1.f : a.weight[i] + offset;
+    const float w = weight == nullptr ? 1.f : weight[i] + offset;
     gpu::store(y + i, r * scale * w);
   }
 }

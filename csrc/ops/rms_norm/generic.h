@@ -30,8 +30,8 @@ void dispatch(const RmsNorm& a, int64_t begin, int64_t end) {
           Residual<decltype(x), decltype(r)>{
               xs + i * a.x_stride,
               residual != nullptr ? residual + i * a.residual_stride : nullptr},
-          a.weight, ys + i * a.y_stride, out != nullptr ? out + i * a.residual_out_stride : nullptr,
-          a.dim, a.eps, a.unit_offset);
+          a.index != nullptr ? a.weight + a.index[i] * a.dim : a.weight, ys + i * a.y_stride,
+          out != nullptr ? out + i * a.residual_out_stride : nullptr, a.dim, a.eps, a.unit_offset);
   });
 }
 

@@ -16,7 +16,8 @@ namespace effinfer {
 struct RmsNorm {
   const void* x;         // [rows, dim]
   const void* residual;  // [rows, dim] or null
-  const float* weight;   // [dim] or null
+  const float* weight;   // [dim] or null; [lines, dim] where there is an index
+  const int32_t* index = nullptr;  // [rows], each row's line of weight, or null
   void* y;               // [rows, dim]
   void* residual_out;    // [rows, dim] or null: r, written before it is normalised
   int64_t rows, dim;

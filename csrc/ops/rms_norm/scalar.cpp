@@ -16,6 +16,7 @@ void normalise_rows(const RmsNorm& a, int64_t begin, int64_t end) {
     const R* residual = static_cast<const R*>(a.residual) + row * a.residual_stride;
     X* y = static_cast<X*>(a.y) + row * a.y_stride;
     O* out = static_cast<O*>(a.residual_out) + row * a.residual_out_stride;
+    const float* weight = a.index != nullptr ? a.weight + a.index[row] * a.dim : a.weight;
     const auto value = [&](int64_t i) {
       return a.residual != nullptr ? get(x + i) + get(residual + i) : get(x + i);
     };
@@ -25,7 +26,7 @@ void normalise_rows(const RmsNorm& a, int64_t begin, int64_t end) {
     const float scale = 1.f / std::sqrt(mean + a.eps);
     for (int64_t i = 0; i < a.dim; ++i) {
       const float r = value(i);
-      const float w = a.weight == nullptr ? 1.f : a.weight[i] + (a.unit_offset ? 1.f : 0.f);
+      const float w = weight == nullptr ? 1.f : weight[i] + (a.unit_offset ? 1.f : 0.f);
       if (a.residual_out != nullptr) put(out + i, r);
       put(y + i, r * scale * w);
     }

@@ -1,0 +1,6 @@
+#include "ops/low_rank_add/generic.h"
+
+void effinfer::low_rank_add_avx512(const LowRankAdd& a, LowRankHalf half, int64_t begin,
+                                   int64_t end) {
+  dispatch(a, half, begin, end);
+}
