@@ -14,12 +14,12 @@
 namespace effinfer {
 
 struct RmsNorm {
-  const void* x;         // [rows, dim]
-  const void* residual;  // [rows, dim] or null
-  const float* weight;   // [dim] or null; [lines, dim] where there is an index
+  const void* x;                   // [rows, dim]
+  const void* residual;            // [rows, dim] or null
+  const float* weight;             // [dim] or null; [lines, dim] where there is an index
   const int32_t* index = nullptr;  // [rows], each row's line of weight, or null
-  void* y;               // [rows, dim]
-  void* residual_out;    // [rows, dim] or null: r, written before it is normalised
+  void* y;                         // [rows, dim]
+  void* residual_out;              // [rows, dim] or null: r, written before it is normalised
   int64_t rows, dim;
   int64_t x_stride, residual_stride, y_stride, residual_out_stride;  // elements between rows
   DType x_type, residual_type, residual_out_type;                    // y has x's type
