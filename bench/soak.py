@@ -2,22 +2,26 @@
 
     python -m bench.soak --minutes 30      # writes bench/results/soak.json
 
-First, without faults, as many clients as there are slots ask one request after the other: the peak.
-Then requests arrive at four times the peak's rate, whatever the server does. Some clients go away,
-some do not read, some send what is no request or a prompt that the model fails on; and now and then
-the engine breaks down. Checked at the end, with a failing exit status:
+The server is a process of its own, this one its clients. First, without faults, twice as many clients
+as there are slots ask one request after the other: the peak. Then requests arrive at four times the
+peak's rate, whatever the server does. Some clients go away, some do not read, some send what is no
+request or a prompt that the model fails on; and now and then the engine breaks down. Then the peak
+again: the machine may have another speed by now. Checked at the end, with a failing exit status:
 
 - memory is flat: the median of the last fifth is within 2 % of that of the second fifth;
 - every admitted request ended exactly once, nothing is owed, and every client had its answer;
 - refusals (429) come within 20 ms, 99 of 100;
-- goodput, tokens of whole answers a second, is at least 95 % of the peak.
+- goodput, tokens of whole answers a second, is at least 95 % of the mean of both peaks.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
+import itertools
 import json
+import math
 import random
 import signal
 import socket
@@ -30,18 +34,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.peers.common import commit, machine
-from bench.soak_server import SLOTS
 from bench.workloads import Request, load_workload
-from effinfer.loading import load_model
-from effinfer.models import demo_path, recursive_demo_path
 
+# No torch here: what it takes of a core, and of memory to look through for garbage, would count as
+# the server's.
 RESULT = Path(__file__).parent / "results" / "soak.json"
-MODELS = {"demo": demo_path, "demo-recursive-r2": lambda: recursive_demo_path(2)}
 LOAD = 4  # times the peak
 PATIENCE_S = 90  # an answer that takes longer is lost: the server's own deadline is 60
 # Of the arrivals, one in so many:
-FAULTS = {"leaves": 20, "never reads": 100, "poison": 50, "no request": 20, "too large": 200}
+FAULTS = {"leaves": 50, "never reads": 500, "poison": 100, "no request": 20, "too large": 200}
+POISON = 1023  # a token of every model here
+BODIES = 500  # made in advance
 BAD_BODIES = (
     b"", b"{", b"[" * 5000, b'{"model": "soak", "prompt": "x", "max_tokens": -5}',
     b'{"model": "soak", "prompt": [-1]}', b'{"model": "soak", "prompt": 7, "x": NaN}', b"\xff\xfe",
@@ -62,18 +65,25 @@ class Tally:
 class Load:
     """Clients of one server, in one event loop."""
 
-    def __init__(self, port: int, vocab: int, workload: list[Request], seed: int) -> None:
+    def __init__(self, port: int, workload: list[Request], seed: int) -> None:
         self._port = port
-        self._vocab = vocab
         self._workload = workload
         self._random = random.Random(seed)
         self.tally = Tally()
+        self._bodies = {
+            (stream, poison): itertools.cycle([self._body(stream, poison) for _ in range(BODIES)])
+            for stream in (False, True)
+            for poison in (False, True)
+        }
 
     def body(self, stream: bool, poison: bool = False) -> bytes:
+        return next(self._bodies[stream, poison])
+
+    def _body(self, stream: bool, poison: bool) -> bytes:
         shape = self._random.choice(self._workload)
-        prompt = [self._random.randrange(self._vocab - 1) for _ in range(shape.prompt)]
+        prompt = [self._random.randrange(POISON) for _ in range(shape.prompt)]
         if poison:
-            prompt[-1] = self._vocab - 1
+            prompt[-1] = POISON
         return json.dumps({
             "model": "soak", "prompt": prompt, "max_tokens": shape.output, "temperature": 0,
             "ignore_eos": True, "stream": stream,
@@ -121,10 +131,10 @@ class Load:
         if status == 200:  # a stream can only say it at its end
             status = 500 if b'"error"' in answer else 0
         expected = {
-            "poison": {429, 500, 503}, "no request": {400}, "too large": {413},
+            "poison": {429, 500, 503}, "no request": {400, 429, 503}, "too large": {413},
         }.get(fault or "", {429, 500, 503, 504})  # fmt: skip
         if status in expected:
-            self.tally.outcomes[str(status)] += 1
+            self.tally.outcomes[f"{fault}: {status}" if fault else str(status)] += 1
         else:
             self.tally.unexpected[f"{fault}: {status}"] += 1
         return 0
@@ -149,7 +159,7 @@ class Load:
             kind[f"{fault}: {type(error).__name__}"] += 1
 
     async def peak(self, seconds: float) -> tuple[float, float]:
-        """Tokens and requests a second of as many clients as there are slots."""
+        """Tokens and requests a second of clients that keep every slot busy."""
         end = time.monotonic() + seconds
         done: list[tuple[float, int]] = []
 
@@ -158,9 +168,9 @@ class Load:
                 tokens = await self.ask(self.body(self._random.random() < 0.5))
                 done.append((time.monotonic(), tokens))
 
-        begun = time.monotonic()
-        await asyncio.gather(*(client() for _ in range(SLOTS)))
-        inside = [tokens for at, tokens in done if begun <= at <= end]
+        slots = (await self.fetch("/ledger"))["slots"]
+        await asyncio.gather(*(client() for _ in range(2 * slots)))
+        inside = [tokens for at, tokens in done if at <= end]
         return sum(inside) / seconds, len(inside) / seconds
 
     async def storm(self, rate: float, seconds: float, crash_every: float, server: Any) -> float:
@@ -202,30 +212,38 @@ class Load:
         }  # fmt: skip
 
 
-async def soak(port: int, vocab: int, minutes: float, server: Any) -> dict[str, Any]:
-    workload = load_workload("mixed")
-    load = Load(port, vocab, workload, seed=1)
+async def soak(port: int, minutes: float, server: Any) -> dict[str, Any]:
+    load = Load(port, load_workload("mixed"), seed=1)
+    gc.collect()
+    gc.freeze()
     await load.peak(5)  # warm
-    tokens, requests = await load.peak(max(20.0, 2 * minutes))
-    print(f"peak: {tokens:.0f} tokens/s, {requests:.1f} requests/s", flush=True)
-    load.tally = Tally()
+    calm_s = max(20.0, 2 * minutes)
+    before, requests = await load.peak(calm_s)
+    print(f"peak: {before:.0f} tokens/s, {requests:.1f} requests/s", flush=True)
+    tally = load.tally = Tally()
     seconds = 60 * minutes
     goodput = await load.storm(LOAD * requests, seconds, max(30.0, seconds / 10), server)
     account = await load.settled()
-    tally = load.tally
+    load.tally = Tally()
+    after, _ = await load.peak(calm_s)
+    tokens = (before + after) / 2
     fifth = max(1, len(tally.resident) // 5)
     early = statistics.median(tally.resident[fifth : 2 * fifth])
     late = statistics.median(tally.resident[-fifth:])
     refusals = sorted(tally.refusals_s)
-    p99 = refusals[int(0.99 * (len(refusals) - 1))] if refusals else None
+    p50, p99, worst = (
+        [1e3 * refusals[int(share * (len(refusals) - 1))] for share in (0.5, 0.99, 1.0)]
+        if refusals
+        else [math.inf] * 3
+    )
     return {
         "minutes": minutes,
         "arrivals_per_second": LOAD * requests,
-        "peak_tokens_per_second": tokens,
+        "peak_tokens_per_second": {"before": before, "after": after},
         "goodput_tokens_per_second": goodput,
         "goodput_of_peak": goodput / tokens,
         "refusals": len(refusals),
-        "refusal_p99_ms": None if p99 is None else 1e3 * p99,
+        "refusal_ms": {"median": p50, "p99": p99, "worst": worst},
         "resident_mib": {"second fifth": early / 2**20, "last fifth": late / 2**20},
         "outcomes": dict(sorted(tally.outcomes.items())),
         "unexpected": dict(tally.unexpected),
@@ -237,7 +255,9 @@ async def soak(port: int, vocab: int, minutes: float, server: Any) -> dict[str, 
             "nothing owed": account["all_blocks_free"]
             and account["running"] == account["waiting"] == account["admitted_tokens"] == 0,
             "nothing lost": not tally.unexpected,
-            "p99 refusal < 20 ms": p99 is not None and p99 < 0.020,
+            "only engines that broke down failed anyone": tally.outcomes["500"]
+            <= account["restarts"] * (account["slots"] + account["queue"]),
+            "p99 refusal < 20 ms": p99 < 20,
             "goodput >= 95 % of peak": goodput >= 0.95 * tokens,
         },
     }
@@ -265,19 +285,24 @@ def wait_until_ready(port: int, server: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--model", choices=MODELS, default="demo-recursive-r2")
+    parser.add_argument(
+        "--model",
+        default="llama",
+        help="llama: 8 layers, 512 wide, random weights; or a carried model, as effinfer serve says",
+    )
     parser.add_argument("--out", type=Path, help=f"default: {RESULT.name}, of 30 minutes or more")
     options = parser.parse_args()
-    folder, port = MODELS[options.model](), free_port()
-    vocab = load_model(folder)[0].config.vocab_size
-    command = [sys.executable, "-m", "bench.soak_server", str(folder), str(port)]
+    port = free_port()
+    command = [sys.executable, "-m", "bench.soak_server", options.model, str(port)]
     with subprocess.Popen(command) as server:
         try:
             wait_until_ready(port, server)
-            found = asyncio.run(soak(port, vocab, options.minutes, server))
+            found = asyncio.run(soak(port, options.minutes, server))
         finally:
             server.send_signal(signal.SIGTERM)
         found["checks"]["SIGTERM drains"] = server.wait(60) == -signal.SIGTERM
+    from bench.peers.common import commit, machine  # which imports torch
+
     found = {"model": options.model, "commit": commit(), "machine": machine(), **found}
     print(json.dumps(found, indent=2))
     out = options.out or (RESULT if options.minutes >= 30 else None)

@@ -1,6 +1,6 @@
 """The server that bench/soak.py loads: ``effinfer serve``'s own, over a model with faults in it.
 
-A prompt that ends in the last token of the vocabulary gets NaN logits; SIGUSR1 makes the next launch
+A prompt that ends in the token ``POISON`` gets NaN logits; SIGUSR1 makes the next launch
 raise, which breaks the engine down. ``/ledger`` counts admitted requests and their ends.
 """
 
@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.soak import POISON
 from effinfer.engine import Engine, Handle
 from effinfer.engine.batch import Batch
 from effinfer.engine.runner import make_runner
 from effinfer.loading import load_model
+from effinfer.models import recursive_demo_path
 from effinfer.serve import ServeSettings, create_app
 from effinfer.serve.run import run
 
@@ -26,6 +29,25 @@ SLOTS, QUEUE = 16, 32
 SETTINGS = ServeSettings(
     model_name="soak", write_timeout_s=2.0, max_body_bytes=1 << 16, deadline_s=60.0, drain_s=30.0
 )
+
+
+CARRIED = {
+    "demo-recursive": recursive_demo_path,
+    "demo-recursive-r2": lambda: recursive_demo_path(2),
+}
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """A model and its tokenizer. "llama" is the engine's benchmark model, which like real ones takes
+    nearly all of the time; beside a carried model HTTP takes more than it."""
+    if name in CARRIED:
+        return load_model(CARRIED[name]())
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval(), load_model(recursive_demo_path())[1]
 
 
 class Ledger:
@@ -73,7 +95,6 @@ class Faulty:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.spec = inner.spec
-        self._poison = inner.spec.vocab_size - 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -84,15 +105,16 @@ class Faulty:
             raise RuntimeError("told to")
         logits: torch.Tensor | None = self._inner.launch(batch)
         if logits is not None:
-            poisoned = batch.tokens[batch.wanted.long()] == self._poison
+            logits[:, POISON] = -torch.inf  # never generated
+            poisoned = batch.tokens[batch.wanted.long()] == POISON
             if bool(poisoned.any()):
-                logits[poisoned] = float("nan")
+                logits[poisoned] = torch.nan
         return logits
 
 
-def main(folder: Path, port: int) -> None:
+def main(name: str, port: int) -> None:
     torch.set_num_threads(1)
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load(name)
     ledger = Ledger()
 
     def crash(*_: object) -> None:
@@ -109,10 +131,15 @@ def main(folder: Path, port: int) -> None:
     @app.get("/ledger")
     async def counts() -> dict[str, int]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return {**ledger.counts(), "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE")}
+        return {
+            **ledger.counts(),
+            "slots": SLOTS,
+            "queue": QUEUE,
+            "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+        }
 
     run(app, SETTINGS, "127.0.0.1", port)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]))

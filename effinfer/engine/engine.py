@@ -297,6 +297,13 @@ class Engine:
         """True when it broke down or was closed: it does nothing any more."""
         return self._broken or self._stopping
 
+    @property
+    def full(self) -> bool:
+        """True when a request would be refused, for as many wait as may wait."""
+        scheduler = self._scheduler
+        room = self._max_queue + max(0, self._max_slots - scheduler.running)
+        return bool(len(self._submitted) + scheduler.waiting >= room)
+
     def stats(self) -> dict[str, Any]:
         """Counts: the scheduler's (rows by kind, blocks, drafts, depths), and the engine's; from any
         thread. ``slots`` tells of each running request: its id ``request``, ``kind`` ("prefill" or
@@ -343,9 +350,7 @@ class Engine:
     def _check_room(self) -> None:
         if self._refuses is not None:
             raise EngineClosed(f"submit: the engine takes no requests: {self._refuses}")
-        scheduler = self._scheduler
-        room = self._max_queue + max(0, self._max_slots - scheduler.running)
-        if len(self._submitted) + scheduler.waiting >= room:
+        if self.full:
             raise QueueFull(f"submit: {self._max_queue} requests are waiting already")
 
     def _submit_when_there_is_room(self, prompt: Any, params: SamplingParams | None) -> Handle:

@@ -165,17 +165,24 @@ class Handle:
         """The text in pieces, as it becomes certain; they add up to the output's text."""
         stream = self._text_stream()
         for token in self:
-            if piece := self._piece(stream, token):
+            if piece := self._pieces(stream, [token]):
                 yield piece
         if piece := stream.flush():
             yield piece
 
     async def atexts(self) -> AsyncIterator[str]:
-        """``texts`` for ``async for``."""
-        stream = self._text_stream()
-        async for token in self:
-            if piece := self._piece(stream, token):
+        """``texts`` for ``async for``; tokens that come faster than they are asked for make one
+        piece."""
+        stream, at = self._text_stream(), 0
+        while True:
+            ended = self.finish_reason is not None
+            tokens = self.tokens[at:]
+            at += len(tokens)
+            if piece := self._pieces(stream, tokens):
                 yield piece
+            if ended:
+                break
+            await self._changed(at)
         if piece := stream.flush():
             yield piece
 
@@ -273,8 +280,7 @@ class Handle:
             text = None
             if self._owner.tokenizer is not None:
                 stream = self._text_stream()
-                pieces = [self._piece(stream, token) for token in self.tokens]
-                text = "".join(pieces) + stream.flush()
+                text = self._pieces(stream, self.tokens) + stream.flush()
             self._output = Output(
                 request_id=self.request_id,
                 prompt_tokens=len(self.prompt),
@@ -293,5 +299,5 @@ class Handle:
             raise ValueError("Handle: text needs an engine with a tokenizer")
         return TextStream(self._owner.tokenizer, tuple(self.params.stop), self.params.min_tokens)
 
-    def _piece(self, stream: TextStream, token: int) -> str:
-        return "" if token in self.stop_ids else stream.push(token)
+    def _pieces(self, stream: TextStream, tokens: list[int]) -> str:
+        return stream.push_all([token for token in tokens if token not in self.stop_ids])

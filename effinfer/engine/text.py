@@ -29,9 +29,9 @@ class Detokenizer:
         self._shown = 0  # characters of the window's text that have been handed out
         self._borders: list[int] = []  # window lengths at which all of its text was handed out
 
-    def push(self, token: int) -> str:
-        """The text that one more token makes certain; may be empty."""
-        self._ids.append(token)
+    def push(self, *tokens: int) -> str:
+        """The text that a few more tokens make certain; may be empty."""
+        self._ids += tokens
         text = self._decode(self._ids)
         # All broken ones at the end: some decoders break a whole run of bytes over its last one.
         whole = len(text if len(self._ids) >= _LIMIT else text.rstrip(_BROKEN))
@@ -106,6 +106,7 @@ class TextStream:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(stop)
+        self._watches = bool(stop)
         self._early = max(0, min_tokens - 1)  # tokens that can't end it
 
     @property
@@ -120,6 +121,13 @@ class TextStream:
             self._early -= 1
             return piece
         return self._stop.push(piece)
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """``push`` of each; decoded several at once where no stop string has to be found."""
+        if self._watches:
+            return "".join(map(self.push, tokens))
+        cuts = range(0, len(tokens), _WINDOW)
+        return "".join(self._detokenizer.push(*tokens[at : at + _WINDOW]) for at in cuts)
 
     def flush(self) -> str:
         """The rest of the text, when no token comes any more."""

@@ -7,6 +7,7 @@ import itertools
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from effinfer.engine import Handle, TokenLogprobs
@@ -92,32 +93,24 @@ class Answers:
         self, handles: Sequence[Handle], with_usage: bool
     ) -> AsyncGenerator[Any, None]:
         """Chunks as they come, of all choices; then the usage, when asked for."""
-        queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)  # a slow reader holds its own back
-
-        async def follow(choice: Choice) -> None:
-            try:
-                async for text in choice.handle.atexts():
-                    await queue.put(self._piece(choice, text, None))
-                await queue.put(self._last(choice))
-            except Exception as error:  # or the stream would wait for ever
-                await queue.put(_failed(f"{type(error).__name__}: {error}").body())
-
         choices = [Choice(index, handle) for index, handle in enumerate(handles)]
-        followers = [asyncio.ensure_future(follow(choice)) for choice in choices]
-        left = len(followers)
-        try:
-            for choice in choices:
-                for first in self._first(choice):
-                    yield self._frame(self.chunk_name, [first])
-            while left:
-                piece = await queue.get()
-                left -= piece.get("finish_reason") is not None or "error" in piece
+        for choice in choices:
+            for first in self._first(choice):
+                yield self._frame(self.chunk_name, [first])
+        async with aclosing(_merged([self._pieces(choice) for choice in choices])) as pieces:
+            async for piece in pieces:
                 yield piece if "error" in piece else self._frame(self.chunk_name, [piece])
-        finally:
-            for follower in followers:
-                follower.cancel()
         if with_usage:
             yield {**self._frame(self.chunk_name, []), "usage": usage(handles, self._prompts)}
+
+    async def _pieces(self, choice: Choice) -> AsyncGenerator[Any, None]:
+        """A choice's parts of chunks as they come, or what went wrong."""
+        try:
+            async for text in choice.handle.atexts():
+                yield self._piece(choice, text, None)
+            yield self._last(choice)
+        except Exception as error:  # of the tokenizer: the client is told here too
+            yield _failed(f"{type(error).__name__}: {error}").body()
 
     def _frame(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         return {
@@ -217,6 +210,33 @@ class ChatAnswers(Answers):
             return {"token": word, "logprob": _finite(logprob), "bytes": list(word.encode())}
 
         return {**entry(token, logprob), "top_logprobs": [entry(*one) for one in top]}
+
+
+async def _merged(sources: Sequence[AsyncGenerator[Any, None]]) -> AsyncGenerator[Any, None]:
+    """What all of the sources give, as it comes."""
+    if len(sources) == 1:  # nearly always, and then without a task of its own
+        async for piece in sources[0]:
+            yield piece
+        return
+    queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)  # a slow reader holds its own back
+
+    async def follow(source: AsyncGenerator[Any, None]) -> None:
+        async for piece in source:
+            await queue.put(piece)
+        await queue.put(None)
+
+    followers = [asyncio.ensure_future(follow(source)) for source in sources]
+    try:
+        left = len(followers)
+        while left:
+            piece = await queue.get()
+            if piece is None:
+                left -= 1
+            else:
+                yield piece
+    finally:
+        for follower in followers:
+            follower.cancel()
 
 
 def _failed(what: str | None) -> ApiError:

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.types import Scope
 
 from effinfer.engine import Engine, SamplingParams
 from effinfer.serve.answers import Answers, ChatAnswers, CompletionAnswers
@@ -52,7 +53,16 @@ def create_app(
 
     app = FastAPI(title="effinfer", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.supervisor = supervisor
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.read_timeout_s)
+
+    def refusal(scope: Scope) -> ApiError | None:
+        return supervisor.refusal() if scope["method"] == "POST" else None
+
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.max_body_bytes,
+        seconds=settings.read_timeout_s,
+        refusal=refusal,
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -62,7 +72,7 @@ def create_app(
         )
     install_handlers(app)
 
-    def authorized(request: Request) -> None:
+    async def authorized(request: Request) -> None:  # a plain function would get a thread
         if settings.api_key is None:
             return
         given = request.headers.get("authorization", "").encode()
@@ -118,7 +128,6 @@ def create_app(
         if not given:
             raise bad_field("prompt", "must not be empty")
         params = choices(body, len(given), body.max_tokens, body.logprobs)
-        supervisor.check_open()  # before work is spent on what would be refused
         prompts = [await prompt_tokens(tokenizer, prompt) for prompt in given]
         answers = CompletionAnswers(body.model, tokenizer, len(prompts))
         each = [prompt for prompt in prompts for _ in params]
@@ -128,7 +137,6 @@ def create_app(
     async def chat(request: Request, body: ChatRequest) -> Response:
         if body.top_logprobs is not None and not body.logprobs:
             raise bad_field("top_logprobs", "needs logprobs to be true")
-        supervisor.check_open()
         prompt = await chat_tokens(tokenizer, body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         most = body.max_completion_tokens or body.max_tokens or supervisor.room(prompt)

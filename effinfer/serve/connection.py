@@ -16,12 +16,23 @@ from effinfer.serve.errors import ApiError
 
 
 class BodyLimit:
-    """Reads bodies: 413 over ``limit`` bytes, declared or not; 408 when not there in ``seconds``."""
+    """Reads bodies: 413 over ``limit`` bytes, declared or not; 408 when not there in ``seconds``.
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+    ``refusal`` tells whether, and why, one that is there is not looked at: under overload most are
+    not, and what it costs to say so is taken from the requests that run.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        seconds: float,
+        refusal: Callable[[Scope], ApiError | None],
+    ) -> None:
         self._app = app
         self._limit = limit
         self._seconds = seconds
+        self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,6 +46,8 @@ class BodyLimit:
             return await error.response()(scope, receive, send)
         if body is None:
             return None
+        if refused := self._refusal(scope):
+            return await refused.response()(scope, receive, send)
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def read() -> Message:

@@ -21,7 +21,6 @@ _COUNTERS = (
     ("vllm:prefix_cache_hits", "prefix_hit_tokens", "Prompt tokens found in the prefix cache"),
     ("vllm:spec_decode_num_accepted_tokens", "drafts_accepted", "Drafted tokens that were right"),
     ("effinfer:drafts_flushed", "drafts_flushed", "Drafted tokens that were wrong"),
-    ("effinfer:requests_rejected", "rejected", "Requests refused because the queue was full"),
     ("effinfer:launches", "launches", "Launches of the model's loop"),
     ("effinfer:launch_seconds", "launch_seconds", "Seconds in the model"),
     ("effinfer:choose_seconds", "choose_seconds", "Seconds in exit policies and sampling"),
@@ -72,6 +71,9 @@ class Metrics:
         supervisor = self._supervisor
         yield GaugeMetricFamily("effinfer:ready", "1 while requests are taken", supervisor.ready)
         yield CounterMetricFamily("effinfer:restarts", "Engines restarted", supervisor.restarts)
+        yield CounterMetricFamily(
+            "effinfer:requests_rejected", "Requests answered 429", supervisor.rejected
+        )
         yield GaugeMetricFamily(
             "effinfer:admitted_tokens", "Tokens of unfinished requests", supervisor.queued_tokens
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
@@ -13,6 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from effinfer.serve.settings import ServeSettings
 from effinfer.serve.supervisor import Supervisor
 
+# Seconds that a thread keeps Python's lock from another that waits. By default 5 ms: an event loop
+# busy with bodies and streams would have the engine wait that long many times in each launch.
+_SWITCH_S = 0.0005
 _LAST_WORDS_S = 5  # for answers to be written after the drain has ended
 
 
@@ -80,6 +85,10 @@ def run(app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
     Raises:
         SystemExit: the address is taken, or the engine can't be made; uvicorn has said why.
     """
+    sys.setswitchinterval(_SWITCH_S)
+    # The libraries and the model stay: a collector that goes through them holds everybody up.
+    gc.collect()
+    gc.freeze()
     server = Server(app, settings, host, port)
     server.run()
     if not server.started:

@@ -33,8 +33,10 @@ class Supervisor:
     def __init__(self, make_engine: Callable[[], Engine], settings: ServeSettings) -> None:
         self._make_engine = make_engine
         self._settings = settings
+        self._speed = 0.0  # tokens a second, as last looked at
         self.engine: Engine | None = None
         self.restarts = 0
+        self.rejected = 0
         self.queued_tokens = 0
         self.draining = False
         self.last_error: str | None = None
@@ -88,6 +90,18 @@ class Supervisor:
             why = "the server is stopping" if self.draining else "the engine is being restarted"
             raise ApiError(503, why, retry_after_s=1)
         return engine
+
+    def refusal(self) -> ApiError | None:
+        """Why no request would be taken now, whatever it asks for; None while some would."""
+        try:
+            engine = self.check_open()
+        except ApiError as error:
+            return error
+        if engine.full:
+            return self._overloaded("as many requests wait as may wait")
+        if self.queued_tokens >= self._settings.max_queued_tokens:
+            return self._overloaded(f"{self.queued_tokens} tokens are queued")
+        return None
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens can follow a prompt; 1 after one that is too long, which is refused."""
@@ -143,8 +157,8 @@ class Supervisor:
             self.queued_tokens -= len(handle.prompt) + handle.params.max_tokens
 
     def _overloaded(self, why: str) -> ApiError:
-        speed = self.engine.stats()["tokens_per_second"] if self.engine is not None else 0.0
-        wait = self.queued_tokens / speed if speed > 0 else 1.0
+        self.rejected += 1
+        wait = self.queued_tokens / self._speed if self._speed > 0 else 1.0
         return ApiError(429, why, retry_after_s=max(1, min(60, math.ceil(wait / 2))))
 
     async def _watch(self) -> None:
@@ -152,12 +166,13 @@ class Supervisor:
         while True:
             await asyncio.sleep(_LOOK_S)
             if self.engine is not None and not self.engine.broken:
-                if self.engine.stats()["tokens"] > 0:
+                stats = self.engine.stats()
+                self._speed = stats["tokens_per_second"]
+                if stats["tokens"] > 0:
                     failures = 0  # it works
                 continue
-            backoff = self._settings.restart_backoff_s * 2**failures
+            await asyncio.sleep(backoff_s(self._settings.restart_backoff_s, failures))
             failures += 1
-            await asyncio.sleep(min(backoff, _MOST_BACKOFF_S))
             await self._restart()
 
     async def _restart(self) -> None:
@@ -171,6 +186,11 @@ class Supervisor:
             return
         self.engine.run_in_thread()
         self.restarts += 1
+
+
+def backoff_s(first: float, failures: int) -> float:
+    """Seconds to wait before a restart, after so many that did not last."""
+    return min(first * 2.0 ** min(failures, 64), _MOST_BACKOFF_S)
 
 
 def _check(engine: Engine, ids: list[int], params: SamplingParams, field: str) -> None:

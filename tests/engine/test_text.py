@@ -91,6 +91,20 @@ def test_any_text_streams_whole(text, name):
         assert not any("\ufffd" in part for part in parts)
 
 
+@given(
+    ids=st.lists(st.integers(3, 260), max_size=150),
+    borders=st.lists(st.integers(0, 150), max_size=8),
+    stop=st.sampled_from([(), ("e",)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_tokens_that_come_together_make_the_same_text(ids, borders, stop):
+    tokenizer = TOKENIZERS["byte_level"]
+    alone, together = TextStream(tokenizer, stop), TextStream(tokenizer, stop)
+    text = "".join(map(alone.push, ids)) + alone.flush()
+    parts = [together.push_all(part) for part in cut(ids, borders)]
+    assert "".join(parts) + together.flush() == text
+
+
 def test_special_tokens_are_left_out():
     tokenizer = TOKENIZERS["byte_level"]
     a, b = tokenizer.encode("one"), tokenizer.encode(" two")

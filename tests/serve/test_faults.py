@@ -10,6 +10,7 @@ import sys
 
 import httpx
 
+from effinfer.serve.supervisor import backoff_s
 from tests.serve.running import completion, events_of, wait_until
 
 
@@ -70,6 +71,11 @@ def test_an_engine_that_cannot_be_made_is_tried_again(make_server, monkeypatch):
     wait_until(lambda: server.supervisor.restarts == 1, "it comes back")
     assert server.supervisor.last_error == "RuntimeError: no memory"
     assert server.complete(max_tokens=4).status_code == 200
+
+
+def test_restarts_back_off():
+    waits = [backoff_s(0.5, failures) for failures in (0, 1, 2, 3, 10, 10**6)]
+    assert waits == [0.5, 1, 2, 4, 60, 60]
 
 
 def test_what_has_not_ended_after_the_drain_is_told(make_server, pool):

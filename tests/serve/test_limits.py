@@ -24,7 +24,10 @@ def test_full_queue_is_429_with_retry_after(make_server, pool):
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert refused.json()["error"]["type"] == "rate_limit_error"
-    assert server.stats["rejected"] == 1
+    assert server.supervisor.rejected == 1
+    unread = server.client.post("/v1/completions", content=b"{")  # what it holds is not looked at
+    assert unread.status_code == 429
+    assert server.supervisor.rejected == 2
     server.gate.open()
     assert [answer.result().status_code for answer in admitted] == [200] * 3
     server.wait_idle()
