@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import typer
@@ -221,7 +222,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) 
     edit_json(out / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
 
-def edit_json(path: Path, **changes: str) -> None:
+def edit_json(path: Path, **changes: Any) -> None:
     content = json.loads(path.read_text("utf-8")) | changes
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 

@@ -3,7 +3,8 @@
     python bench/recursive_quality.py
 
 On held-out text, teacher forced, with keys and values of full depth (exact fill). Thresholds are
-chosen on every second window to reach an agreement with full depth, and reported on the others.
+chosen on every second window to reach an agreement with full depth, and reported on the others; so
+is the rule in the model's configuration, which `calibrate_recursive.py` chose on the same half.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from lm_training import held_out_batches, read_text, token_stream
+from lm_training import Document, held_out_batches, read_text, token_stream
 from torch import Tensor
 
 from effinfer.loading import load_model
@@ -26,6 +27,12 @@ RESULTS = Path(__file__).parent / "results" / "recursive_quality.json"
 AGREEMENTS = (0.999, 0.99, 0.98, 0.95, 0.90)
 THRESHOLDS = 1000  # tried for each rule: quantiles of its scores
 ROWS = 8
+
+
+def held_out_windows(model: Any, tokenizer: Any, held_out: list[Document]) -> list[Tensor]:
+    """(ROWS, T + 1) windows of the held-out text, of the model's context, in order."""
+    stream = token_stream(tokenizer, held_out)
+    return held_out_batches(stream, ROWS, model.config.max_position_embeddings)
 
 
 def judge(model: Any, group: Tensor) -> dict[str, Tensor]:
@@ -104,6 +111,17 @@ def rule_table(
     return table
 
 
+def stored_rule(
+    stored: dict[str, Any] | None, scores: dict[str, np.ndarray], agrees: np.ndarray, on: np.ndarray
+) -> dict[str, Any] | None:
+    """What the rule in a model's configuration does on windows it was not calibrated on."""
+    if stored is None:
+        return None
+    at = exits(scores[stored["policy"]][:, on], stored["threshold"])
+    measured = {"agreement": agreement_of(agrees[:, on], at), "mean_depth": float(at.mean() + 1)}
+    return {"calibration": stored, "elsewhere": measured}
+
+
 def report(model: Any, groups: list[Tensor]) -> dict[str, Any]:
     """Quality per loop, oracle depths and a table for every exit rule."""
     with torch.inference_mode():
@@ -128,6 +146,7 @@ def report(model: Any, groups: list[Tensor]) -> dict[str, Any]:
         "stable_oracle_depth": float(settled.argmax(0).mean() + 1),
         "lowest_loss_loop_shares": (np.bincount(nats.argmin(0), minlength=loops) / tokens).tolist(),
         "rules": {rule: rule_table(scores, agrees, half) for rule, scores in seen.items()},
+        "stored": stored_rule(model.config.exit, seen, agrees, ~half),
     }
 
 
@@ -143,9 +162,8 @@ def main(
     results = {}
     for folder in sorted(models.glob("recursive-demo-r*")):
         model, tokenizer = load_model(folder)
-        stream = token_stream(tokenizer, held_out)
-        groups = held_out_batches(stream, ROWS, model.config.max_position_embeddings)
-        results[folder.name] = report(model, groups[::windows_one_in])
+        groups = held_out_windows(model, tokenizer, held_out)[::windows_one_in]
+        results[folder.name] = report(model, groups)
         print(folder.name, json.dumps(results[folder.name], indent=1), flush=True)
     out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 

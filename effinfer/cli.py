@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ BitsOption = Annotated[
 
 def _fail(message: str) -> NoReturn:
     # One line, however narrow the terminal is taken to be: scripts look for words in it.
-    Console(stderr=True).print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -152,21 +153,56 @@ def demo(
     bits: Annotated[
         str | None, typer.Option(help="Quantize our side: 8, 4, 3, 2, 1.58, 1.")
     ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Depth-wise batching beside plain.")
+    ] = False,
+    loops: Annotated[
+        int | None, typer.Option(help="Loops of the recursive model: 4 (default) or 2.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="With --recursive: a PNG to draw the depths in.")
+    ] = None,
 ) -> None:
     """Run the carried Mamba model as transformers ships it and patched, and compare the two.
 
-    Fails where tokens differ; with --bits they may, and how far they agree is shown.
+    Fails where tokens differ; with --bits they may, and how far they agree is shown. With
+    --recursive, the carried recursive model: depth-wise batching beside plain continuous batching,
+    with a picture of which request sat at which depth at each launch.
     """
     from transformers.utils import logging
 
     from effinfer.demo import DEFAULT_PROMPT, run_demo
 
     parsed = None if bits is None else _parse_bits(bits)
+    text = _prompt_text(prompt, file, DEFAULT_PROMPT)
 
     logging.set_verbosity_error()  # the stock side warns about each fast path it lacks
     logging.disable_progress_bar()
-    same = run_demo(_prompt_text(prompt, file, DEFAULT_PROMPT), tokens, threads, parsed)
+    if recursive:
+        if bits is not None:
+            _fail("--recursive takes no --bits")
+        _recursive_demo(text, tokens, loops or 4, threads, picture)
+        return
+    if loops is not None or picture is not None:
+        _fail("--loops and --picture need --recursive")
+    same = run_demo(text, tokens, threads, parsed)
     if not same and bits is None:
+        raise typer.Exit(1)
+
+
+def _recursive_demo(
+    text: str, tokens: int, loops: int, threads: int | None, picture: Path | None
+) -> None:
+    from effinfer.demo_recursive import run_recursive_demo
+    from effinfer.errors import EffinferError
+
+    try:
+        same = run_recursive_demo(text, tokens, loops, threads, picture)
+    except (ValueError, EffinferError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"--picture {picture}: {error}")
+    if not same:
         raise typer.Exit(1)
 
 

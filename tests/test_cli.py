@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,36 @@ def test_demo_prints_the_table(tmp_path):
     assert result.exit_code == 0, result.output
     for text in ("prefill", "decode", "peak memory", "tokens identical"):
         assert text in result.output
+
+
+@pytest.mark.parametrize("loops", [2, 4])
+def test_recursive_demo_shows_three_ways(tmp_path, loops):
+    png = tmp_path / "depths.png"
+    arguments = ["demo", "--recursive", "--loops", loops, "--tokens", 4, "--picture", png]
+    result = runner.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert max(map(len, lines)) <= 80 + len(str(png))  # a path is not broken
+    every_loop = "".join(str(loop + 1) for loop in range(loops))
+    assert sum(line.startswith("slot ") for line in lines) == 3 * 4
+    assert every_loop in next(line for line in lines if line.startswith("slot 1"))
+    (depths,) = (line for line in lines if "mean depth" in line)
+    assert f"{loops}.00 of {loops}" in depths
+    for text in ("launches per token", "tokens/s", "12 of 12", "every token is full depth's"):
+        assert text in result.output
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_recursive_demo_errors(tmp_path, monkeypatch):
+    assert "need --recursive" in failure("demo", "--loops", 2)
+    assert "need --recursive" in failure("demo", "--picture", tmp_path / "x.png")
+    assert "no --bits" in failure("demo", "--recursive", "--bits", 4)
+    assert "2 or 4, got 3" in failure("demo", "--recursive", "--loops", 3)
+    assert "512" in failure("demo", "--recursive", "--tokens", 1000)
+    nowhere = tmp_path / "no" / "folder.png"
+    assert str(nowhere) in failure("demo", "--recursive", "--tokens", 1, "--picture", nowhere)
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if it were not installed
+    assert "effinfer[demo]" in failure("demo", "--recursive", "--picture", tmp_path / "x.png")
 
 
 def test_prompt_errors(tmp_path, model_dir):

@@ -55,6 +55,7 @@ class Batch:
         block_table: ``(lines, blocks)`` int32.
         before_logits: called by the runner when the layers have run and before it reads ``wanted``,
             which may have become fewer rows then; None where nobody asks.
+        line_requests: numpy int64 ``(lines,)``, the request that has each line.
     """
 
     tokens: torch.Tensor
@@ -66,6 +67,7 @@ class Batch:
     segments: np.ndarray[Any, Any]
     wanted: torch.Tensor
     block_table: torch.Tensor
+    line_requests: np.ndarray[Any, Any]
     rows: int
     before_logits: Callable[[], None] | None = None
 
@@ -73,6 +75,7 @@ class Batch:
         self._whole = [torch.from_numpy(getattr(source, name)) for name in ROW_FIELDS]
         self._segments, self._wanted = source.segments, source.wanted
         self.block_table = torch.from_numpy(source.block_table)
+        self.line_requests = source.request_ids
         # A slice costs a microsecond, and there are few sizes.
         self._views: dict[int, list[torch.Tensor]] = {}
 
@@ -131,6 +134,7 @@ class Batch:
             segments=np.array(segments, np.int32).reshape(-1, 6),
             wanted=pairs,
             block_table=block_table,
+            request_ids=np.arange(len(block_table)),
         )
         batch = cls(source)
         batch.resize(len(columns[0]), len(segments), len(pairs))

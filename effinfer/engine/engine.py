@@ -54,7 +54,8 @@ class Engine:
         max_positions: of a sequence, prompt and output together; None for the model's.
         mode: "full": every token runs all loops. "exit": ``policy`` may take it earlier.
             "lossless": it may draft it, and the remaining loops verify it; tokens are full depth's.
-        policy: of exits; None for the one in the model's configuration.
+        policy: of exits; None for the one in the model's configuration, and in "lossless" for a margin
+            that suits drafts.
         max_queue: requests that may wait.
         prefill_chunk: prompt tokens of a launch.
         max_ngram: tokens to draft from the sequence itself, for models of one loop.

@@ -15,7 +15,7 @@ from effinfer.engine.profile import measure_costs
 from effinfer.engine.runner import Runner, RunnerSpec, make_runner
 
 MODES = ("full", "exit", "lossless")
-DRAFT_MARGIN = 0.1  # of a draft in "lossless", for a model whose configuration has no policy
+DRAFT_MARGIN = 0.1  # of a draft in "lossless": it is checked, so may be less sure than an exit
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,13 @@ def _policy(model: Any, spec: RunnerSpec, setup: Setup) -> ExitPolicy | None:
         return None
     if spec.loops == 1:
         raise ValueError(f"Engine: mode {setup.mode!r} needs a model with loops; this one has 1")
-    stored = getattr(getattr(model, "config", None), "exit", None)
     if setup.policy is not None:
         return setup.policy
-    if stored is not None:
-        return policies.from_config(stored)
     if setup.mode == "lossless":
         return policies.margin(DRAFT_MARGIN)
+    stored = getattr(getattr(model, "config", None), "exit", None)
+    if stored is not None:
+        return policies.from_config(stored)
     raise ValueError(
         "Engine: mode 'exit' needs a policy: the model's configuration has none; "
         "effinfer.engine.calibrate finds one"

@@ -35,6 +35,7 @@ def test_a_resized_batch_sees_what_its_source_holds_now():
         segments=np.zeros((8, 6), np.int32),
         wanted=np.zeros((8, 2), np.int32),
         block_table=TABLE.copy(),
+        request_ids=np.array([7, 8]),
     )
     batch = Batch(source)
     batch.resize(3, 2, 1)
