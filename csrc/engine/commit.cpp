@@ -29,9 +29,12 @@ void Scheduler::advance(Request& r, const int32_t* tokens, const uint8_t* exits)
     span.picked = false;
     ++span.loop;
     const bool exit = span.wanted > 0 && exits && exits[span.wanted_at];
-    if (span.wanted > 0 && (span.loop == c.loops || (c.mode == Mode::exit && exit))) {
+    if (span.wanted > 0 && span.sampled) {
+      check_exit(tokens[span.wanted_at] == r.tokens[span.end()]);
+    } else if (span.wanted > 0 && (span.loop == c.loops || (c.mode == Mode::exit && exit))) {
       settle(r, i, tokens);
       if (r.ending != kToken) return;
+      if (span.loop < c.loops && c.fills()) span.sampled = ++early_exits_ % kSampleEvery == 0;
     } else if (span.wanted > 0 && c.mode == Mode::lossless) {
       predict(r, span, exit, tokens[span.wanted_at]);
     }
@@ -67,6 +70,7 @@ void Scheduler::settle(Request& r, size_t index, const int32_t* tokens) {
     int depth = span.loop;
     if (span.draft_depth > 0) {
       learn(r, span.draft == token);
+      check_exit(span.draft == token);
       if (span.draft == token) depth = span.draft_depth;
     }
     if (!right) {
@@ -98,6 +102,11 @@ void Scheduler::settle(Request& r, size_t index, const int32_t* tokens) {
 void Scheduler::learn(Request& r, bool right) {
   controller_.predicted(right);
   r.acceptance += (right - r.acceptance) / 8;
+}
+
+void Scheduler::check_exit(bool agreed) {
+  ++stats_.exits_checked;
+  stats_.exits_agreed += agreed;
 }
 
 // tokens[known] is now certain, after `depth` loops; `needed` of them would have done.

@@ -56,6 +56,8 @@ struct Stats {
   int64_t launches = 0, rows = 0;
   int64_t prefill_rows = 0, decode_rows = 0, fill_rows = 0, verify_rows = 0, draft_rows = 0;
   int64_t drafts_accepted = 0, drafts_flushed = 0;
+  // Early exits' tokens that were held against full depth's: lossless all of them, exit a sample.
+  int64_t exits_checked = 0, exits_agreed = 0;
   int64_t prefix_hit_tokens = 0;
   int64_t requests = 0;
   std::vector<int64_t> depths;  // tokens by the loops they took (lossless: were predicted after)

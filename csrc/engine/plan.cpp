@@ -190,7 +190,7 @@ void Scheduler::propose(Request& r) {
 bool Scheduler::wants_logits(const Request& r, const Span& span) const {
   const Config& c = config_;
   if (span.end() < r.prompt) return false;
-  if (span.loop == c.loops - 1) return c.mode != Mode::exit || !span.exited;
+  if (span.loop == c.loops - 1) return c.mode != Mode::exit || !span.exited || span.sampled;
   if (c.mode == Mode::full || span.exited || span.loop < c.r_min - 1) return false;
   if (span.first < r.prompt && !c.prefill_exits()) return false;
   if (c.mode == Mode::exit) return true;

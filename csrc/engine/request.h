@@ -25,6 +25,7 @@ struct Span {
   bool in_shared = false, out_shared = false;  // the slot is a snapshot this span refers to
   bool picked = false;                         // aboard the launch
   bool exited = false;                         // its token is out (exit) or predicted (lossless)
+  bool sampled = false;                        // exit: its last loop's token is compared, too
   bool probed = false;                         // asked for early logits if only to learn from them
   int proposed = 0;                            // its last rows are tokens of prompt lookup
   int wanted = 0;                              // rows with logits, in the launch from wanted_at on

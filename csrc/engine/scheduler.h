@@ -28,6 +28,9 @@ class Scheduler {
  public:
   // A request that could run but was left out of this many launches goes first in the next one.
   static constexpr int kPatience = 8;
+  // exit: one early exit of so many is held against full depth's token, for its fill rows run
+  // anyway.
+  static constexpr int kSampleEvery = 64;
 
   explicit Scheduler(Config config);
 
@@ -116,6 +119,7 @@ class Scheduler {
   void predict(Request& request, Span& span, bool exit, int32_t token);
   void settle(Request& request, size_t index, const int32_t* tokens);
   void learn(Request& request, bool right);
+  void check_exit(bool agreed);
   void append_certain(Request& request, int32_t token, int depth, int needed);
   void keep_last_row(Request& request, Span& span);
   void propagate(const Request& request, const Span& span);
@@ -136,6 +140,7 @@ class Scheduler {
   std::vector<int32_t> block_table_;  // [max_slots, max_blocks]
   std::vector<int64_t> line_ids_;     // the request on each line, -1 for none
   double next_deadline_;              // of those that wait: none is earlier
+  int64_t early_exits_ = 0;           // exit: of tokens whose remaining loops run
   bool admissible_ = false;           // something changed since the queue was last tried
   bool in_flight_ = false;
 

@@ -128,6 +128,8 @@ class PyScheduler {
     out["draft_rows"] = counts.draft_rows;
     out["drafts_accepted"] = counts.drafts_accepted;
     out["drafts_flushed"] = counts.drafts_flushed;
+    out["exits_checked"] = counts.exits_checked;
+    out["exits_agreed"] = counts.exits_agreed;
     out["draft_acceptance"] = s.controller().acceptance();
     out["depths"] = counts.depths;
     out["rows_at_loop"] = counts.rows_at_loop;

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from effinfer.engine import Handle
 from effinfer.engine.handle import FINISH_REASONS
@@ -20,7 +26,9 @@ _COUNTERS = (
     ("vllm:prefix_cache_queries", "prompt_tokens", "Prompt tokens looked up in the prefix cache"),
     ("vllm:prefix_cache_hits", "prefix_hit_tokens", "Prompt tokens found in the prefix cache"),
     ("vllm:spec_decode_num_accepted_tokens", "drafts_accepted", "Drafted tokens that were right"),
-    ("effinfer:drafts_flushed", "drafts_flushed", "Drafted tokens that were wrong"),
+    ("effinfer:draft_rows_wasted", "drafts_flushed", "Rows launched for drafts that were wrong"),
+    ("effinfer:exits_checked", "exits_checked", "Early exits held against full depth"),
+    ("effinfer:exits_agreed", "exits_agreed", "Of these, those with full depth's token"),
     ("effinfer:launches", "launches", "Launches of the model's loop"),
     ("effinfer:launch_seconds", "launch_seconds", "Seconds in the model"),
     ("effinfer:choose_seconds", "choose_seconds", "Seconds in exit policies and sampling"),
@@ -94,10 +102,7 @@ class Metrics:
             "effinfer:rows", "Rows launched, by what they are for", "kind",
             {kind: stats[f"{kind}_rows"] for kind in _KINDS},
         )  # fmt: skip
-        yield _labelled(
-            "effinfer:tokens_at_depth", "Tokens by the loops they took", "depth",
-            {str(loop + 1): count for loop, count in enumerate(stats["depths"])},
-        )  # fmt: skip
+        yield _depths(stats["depths"])
         yield _labelled(
             "effinfer:rows_at_loop", "Rows launched at each loop", "loop",
             {str(loop): count for loop, count in enumerate(stats["rows_at_loop"])},
@@ -124,6 +129,16 @@ class Metrics:
             return {}
         stats = engine.stats()
         return {**stats, "tokens": sum(stats["depths"]), "total_blocks": engine.pools.blocks}
+
+
+def _depths(tokens: Sequence[int]) -> Metric:
+    """A histogram of the loops that tokens took; ``tokens[i]`` took i + 1."""
+    below = [*itertools.accumulate(tokens)]
+    buckets = [*((str(loop + 1), count) for loop, count in enumerate(below)), ("+Inf", below[-1])]
+    total = sum((loop + 1) * count for loop, count in enumerate(tokens))
+    return HistogramMetricFamily(
+        "effinfer:token_depth", "Loops that tokens took", buckets=buckets, sum_value=total
+    )
 
 
 def _labelled(name: str, what: str, label: str, counts: dict[str, float]) -> Metric:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from effinfer.engine import policies
 from effinfer.engine.engine import Engine, EngineClosed, QueueFull
 from effinfer.engine.params import SamplingParams
+from effinfer.engine.sampling import RowParams, sample
 from effinfer.engine.submission import RequestTooLong
 from tests.engine.toy import POISON, VOCAB, Letters, ToyRunner, serial, toy_logits
 
@@ -360,6 +361,27 @@ def test_stats_add_up_and_nothing_is_left_after_a_drain():
         assert stats["rows_per_launch"] == pytest.approx(stats["rows"] / stats["launches"])
         assert stats["launch_seconds"] + stats["choose_seconds"] <= stats["step_seconds"]
         engine._scheduler.check()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_early_exits_are_held_against_full_depth(temperature):
+    prompt, loops = prompt_of(0, 6), 3
+    params = SamplingParams(max_tokens=700, temperature=temperature, seed=1)
+    with make(runner=ToyRunner(loops, max_positions=1024), mode="exit",
+              policy=policies.margin(0.05)) as engine:  # fmt: skip
+        output = engine.generate([prompt], params)[0]
+        stats = engine.stats()
+    early = [at for at, depth in enumerate(output.depths) if depth < loops]
+    sampled = early[63::64]
+    row = RowParams(params, 1, len(prompt), ())
+    agreed = 0
+    for at in sampled:
+        known = np.array(prompt + output.tokens[:at], dtype=np.int32)
+        logits = toy_logits(known.tolist(), loops - 1, loops)[None]
+        token = sample(logits, [row], np.array([len(known) - 1]), lambda _, h=known: h)[0]
+        agreed += int(token) == output.tokens[at]
+    assert (stats["exits_checked"], stats["exits_agreed"]) == (len(sampled), agreed)
+    assert 0 < agreed < len(sampled)
 
 
 def test_slots_tell_what_runs():

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from effinfer.models import recursive_demo_path
+from effinfer.serve import ServedModel, ServeSettings
+from tests.serve.running import RunningServer
+
 
 def scraped(server):
     families = text_string_to_metric_families(server.client.get("/metrics").text)
@@ -23,9 +27,27 @@ def test_metrics_count_what_happened(make_server):
     assert found["vllm:e2e_request_latency_seconds_count",] == 2
     assert found["vllm:time_to_first_token_seconds_count",] == 2
     assert 0 <= found["vllm:kv_cache_usage_perc",] <= 1
-    assert found["effinfer:tokens_at_depth_total", "3"] == 12
+    assert found["effinfer:token_depth_bucket", "2"] == 0
+    assert found["effinfer:token_depth_bucket", "3"] == found["effinfer:token_depth_count",] == 12
+    assert found["effinfer:token_depth_sum",] == 36
     assert found["effinfer:rows_at_loop_total", "0"] == found["effinfer:rows_at_loop_total", "2"]
     assert found["effinfer:ready",] == 1
+
+
+def test_metrics_of_drafts_and_exits():
+    served = ServedModel(recursive_demo_path(), mode="lossless", max_slots=4)
+    settings = ServeSettings(model_name="demo-recursive")
+    with RunningServer(served.app(settings), settings) as server:
+        assert server.complete("The :mod:`json` module", max_tokens=60).status_code == 200
+        found = scraped(server)
+    drafted = found["effinfer:rows_total", "draft"]
+    accepted = found["vllm:spec_decode_num_accepted_tokens_total",]
+    wasted = found["effinfer:draft_rows_wasted_total",]
+    assert 0 < accepted <= drafted
+    assert wasted < drafted
+    checked, agreed = (found[f"effinfer:exits_{what}_total",] for what in ("checked", "agreed"))
+    assert 0 < agreed <= checked <= 60
+    assert 0 < found["effinfer:token_depth_sum",] < 4 * 60
 
 
 def test_page_is_one_file_that_asks_no_other_host(server):
