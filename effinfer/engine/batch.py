@@ -93,6 +93,24 @@ class Batch:
         """Ask for the logits of ``rows`` (n,) int32."""
         self.wanted = torch.from_numpy(np.ascontiguousarray(rows))
 
+    def only(self, line: int) -> tuple[Batch, np.ndarray[Any, Any]]:
+        """The rows of one sequence as a batch of their own, and which of the wanted rows it has."""
+        rows = np.flatnonzero(self.lines.numpy() == line)
+        segments = self.segments[self.segments[:, LINE] == line]  # a copy
+        segments[:, FIRST] = np.searchsorted(rows, segments[:, FIRST])
+        wanted = self.wanted.numpy()
+        places = np.flatnonzero(np.isin(wanted, rows))
+        source = SimpleNamespace(
+            **{name: getattr(self, name).numpy()[rows] for name in ROW_FIELDS},
+            segments=segments,
+            wanted=np.searchsorted(rows, wanted[places]).astype(np.int32)[:, None],
+            block_table=self.block_table.numpy(),
+            request_ids=self.line_requests,
+        )
+        batch = Batch(source)
+        batch.resize(len(rows), len(segments), len(places))
+        return batch, places
+
     @classmethod
     def of_spans(
         cls,

@@ -104,7 +104,7 @@ class Chooser:
                 self._sample(logits, tokens, kept, sound)
         if exits is None and self._policy is not None:
             assert logits is not None
-            exits = self._policy.decide(self._rows(logits, top))
+            exits = self._decide(logits, top)
         return tokens, exits
 
     def _decide_early(self) -> None:
@@ -112,7 +112,7 @@ class Chooser:
         assert self._policy is not None
         if self._scheduler.n_wanted == 0:
             return
-        self._early = self._policy.decide(self._rows(torch.empty(0), np.empty(0, dtype=np.int64)))
+        self._early = self._decide(torch.empty(0), np.empty(0, dtype=np.int64))
         self._batch.want(self._wanted[self._with_logits(self._early), 0])
 
     def _with_logits(self, exits: Array) -> Array:
@@ -120,16 +120,32 @@ class Chooser:
         loops = self._loops[self._wanted[: len(exits), 0]]
         return np.flatnonzero((exits > 0) | (loops == self._last_loop))
 
-    def _rows(self, logits: torch.Tensor, top: Array) -> ExitRows:
+    def _decide(self, logits: torch.Tensor, top: Array) -> Array:
+        """The policy's word on the wanted rows; requests that make it raise fail, and they alone."""
+        assert self._policy is not None
         n: int = self._scheduler.n_wanted
-        rows = self._wanted[:n, 0]
+        try:
+            return self._policy.decide(self._rows(logits, top, 0, n))
+        except Exception:  # one of them made it fail: find out which
+            exits = np.zeros(n, dtype=np.uint8)
+            for i in range(n):
+                try:
+                    exits[i] = self._policy.decide(self._rows(logits, top, i, i + 1))[0]
+                except Exception as error:
+                    what = f"the exit policy raised {type(error).__name__}: {error}"
+                    self._fail(int(self._ids[i]), what)
+            return exits
+
+    def _rows(self, logits: torch.Tensor, top: Array, start: int, stop: int) -> ExitRows:
+        """The wanted rows from ``start`` up to ``stop``, as a policy sees them."""
+        rows = self._wanted[start:stop, 0]
         arena = self._arena[rows]
         return ExitRows(
-            logits=logits,
-            top=top,
+            logits=logits[start:stop],
+            top=top[start:stop],
             loops=self._loops[rows],
             positions=self._positions[rows],
-            requests=self._ids[:n],
+            requests=self._ids[start:stop],
             arena=arena,
             hidden=lambda: self._runner.hidden(torch.from_numpy(arena)),
         )

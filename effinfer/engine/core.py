@@ -9,16 +9,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 
 from effinfer.engine.batch import Batch
 from effinfer.engine.choose import Chooser, Live
 from effinfer.engine.handle import Handle, Wakeups
+from effinfer.engine.isolation import launch_one_by_one, lines_of
 from effinfer.engine.setup import Parts
 from effinfer.engine.stats import EngineStats
 
 # Kinds of events: a token that is certain, and the five ends.
 _TOKEN, _LENGTH, _STOP, _CANCELLED, _DEADLINE, _ERROR = range(6)
 _REASONS = ("", "length", "stop", "cancelled", "deadline", "error")
+_FRUITLESS = 3  # launches in a row of one request that raise: more than a bad request
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
@@ -39,6 +42,7 @@ class Core:
         self._runner = parts.runner
         self._events = parts.scheduler.events
         self._batch = Batch(parts.scheduler)
+        self._fruitless = 0  # launches in a row in which every request failed
         self._special = 0  # live requests that ask for more than the most probable token
         self._chooser = Chooser(parts, self._batch, self.live, self._fail)
         self._stats = stats
@@ -74,7 +78,11 @@ class Core:
         wanted = scheduler.n_wanted
         self._batch.resize(rows, scheduler.n_segments, wanted)
         begun = time.monotonic()
-        logits = self._runner.launch(self._batch)
+        try:
+            logits = self._runner.launch(self._batch)
+            self._fruitless = 0
+        except Exception as error:
+            logits = self._relaunch(error)
         ran = time.monotonic()
         tokens, exits = _NO_TOKENS, None
         if wanted:
@@ -100,6 +108,27 @@ class Core:
             request.handle.end(reason, error)
             self._stats.finished[reason] += 1
         wake(request.handle for request in requests)
+
+    def _relaunch(self, error: Exception) -> torch.Tensor | None:
+        """The logits of a launch that raised ``error``, without the requests that make it raise.
+
+        Raises:
+            Exception: ``error``, when it is not theirs but the engine's: nothing works.
+        """
+        logits, failed = launch_one_by_one(self._runner, self._batch, self._tokens_on)
+        requests = len(lines_of(self._batch))
+        self._fruitless = self._fruitless + 1 if len(failed) == requests else 0
+        if self._fruitless and (requests > 1 or self._fruitless == _FRUITLESS):
+            raise error
+        for line, own in failed.items():
+            what = f"the model raised {type(own).__name__}: {own}"
+            self._fail(int(self._scheduler.request_ids[line]), what)
+        return logits if len(logits) else None
+
+    def _tokens_on(self, line: int) -> list[int]:
+        """The tokens that are certain of the request on a line of the block table."""
+        handle = self.live[int(self._scheduler.request_ids[line])].handle
+        return [*handle.prompt, *handle.tokens]
 
     def _fail(self, request_id: int, what: str) -> None:
         """End one request as "error", whatever the others do."""
@@ -131,7 +160,10 @@ class Core:
             handle.logprobs.append(request.logprobs.pop(position))
         waits = handle.put(token, depth)
         if request.text is not None:
-            request.text.push(token)
+            try:
+                request.text.push(token)
+            except Exception as error:  # of the tokenizer
+                self._fail(handle.request_id, f"decoding failed: {type(error).__name__}: {error}")
             if request.text.stopped:
                 request.stopped = True
                 self._scheduler.finish(handle.request_id)
@@ -141,7 +173,7 @@ class Core:
         handle = request.handle
         if kind == _STOP and token >= 0 and not request.stopped:
             self._put_watched(request, token, depth)  # the stop token comes with the end
-        reason = "stop" if request.stopped else _REASONS[kind]
+        reason = "stop" if request.stopped else "error" if request.error else _REASONS[kind]
         handle.end(reason, request.error)
         del self.live[handle.request_id]
         self._special -= not request.plain

@@ -227,7 +227,8 @@ class Engine:
         """Run one launch, and deliver what came of it; False when there was nothing to do.
 
         Raises:
-            Exception: what the model or a policy raised; every request has ended as "error".
+            Exception: what the model raised for all requests alike; every one has ended as "error".
+                What it raises for some ends those alone.
         """
         if not torch.is_inference_mode_enabled():  # which costs as much as planning does
             with torch.inference_mode():

@@ -74,7 +74,10 @@ class Runner(Protocol):
 
     def launch(self, batch: Batch) -> torch.Tensor | None:
         """Run every row through its loop; float32 logits ``(wanted, vocab)``, None where none are
-        wanted. They are overwritten by the next launch."""
+        wanted. They are overwritten by the next launch.
+
+        When it raises before the logits, hidden states between loops are as they were, and the rows
+        may be launched again, all or some."""
 
     def copy_states(self, pairs: np.ndarray[Any, Any]) -> None:
         """Copy state slots: int32 ``(n, 2)``, from and to."""

@@ -72,6 +72,7 @@ class ToyRunner:
         )
         self.closed = False
         self.explode = False
+        self.raises_on = None  # a token that makes launches raise
         self.widest = 0
 
     def allocate(self, *, blocks, states, max_rows, max_slots, arena_rows=0):
@@ -94,6 +95,8 @@ class ToyRunner:
             )
         )
         seen = np.where(loops == 0, tokens, self.arena[arena])
+        if self.raises_on in seen:
+            raise ArithmeticError(f"token {self.raises_on}")
         self.arena[arena] = seen
         self.planes[loops[slots >= 0], slots[slots >= 0]] = seen[slots >= 0]
         if not len(batch.wanted):

@@ -14,6 +14,13 @@ from effinfer.serve.supervisor import backoff_s
 from tests.serve.running import completion, events_of, wait_until
 
 
+def break_down(server):
+    """The third request in a row that fails alone breaks the engine down."""
+    server.runners[0].explode = True
+    for _ in range(3):
+        assert server.complete(max_tokens=4).status_code == 500
+
+
 def test_crash_tells_everyone_and_the_engine_comes_back(make_server, pool):
     server = make_server(max_slots=2)
     server.gate.hold()
@@ -43,8 +50,7 @@ def test_crash_tells_everyone_and_the_engine_comes_back(make_server, pool):
 def test_not_ready_while_it_restarts(make_server):
     server = make_server()
     server.makes_engines.clear()
-    server.runners[0].explode = True
-    assert server.complete(max_tokens=4).status_code == 500
+    break_down(server)
     assert server.client.get("/health").status_code == 200
     assert server.client.get("/ready").status_code == 503
     refused = server.complete(max_tokens=4)
@@ -66,8 +72,7 @@ def test_an_engine_that_cannot_be_made_is_tried_again(make_server, monkeypatch):
         return make()
 
     monkeypatch.setattr(server.supervisor, "_make_engine", often_not)
-    server.runners[0].explode = True
-    assert server.complete(max_tokens=4).status_code == 500
+    break_down(server)
     wait_until(lambda: server.supervisor.restarts == 1, "it comes back")
     assert server.supervisor.last_error == "RuntimeError: no memory"
     assert server.complete(max_tokens=4).status_code == 200
