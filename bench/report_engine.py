@@ -33,15 +33,12 @@ def dispatch() -> list[Claim]:
 
 
 def more_rows() -> list[Claim]:
-    case = "51 M-parameter block, 8 rows"
+    def over_one_row(threads: int) -> float:
+        case = load("engine_step_rows")[f"51 M-parameter block, threads={threads}"]
+        return float(case["ratio"]["effinfer, 8 rows"]["median"])
+
     return [
-        Claim(
-            f"{{:.2f}}x ({threads}T)",
-            lambda t=threads: (
-                1 / load("engine_step_rows")[f"{case}, threads={t}"]["ratio"]["1 row"]["median"]
-            ),
-            at_most=1.35,
-        )
+        Claim(f"{{:.2f}}x ({threads}T)", lambda t=threads: over_one_row(t), at_most=1.35)
         for threads in THREADS
     ]
 

@@ -50,7 +50,9 @@ void walk_down(const Linear& a, const LinearTask& t, const Stretch& s, int64_t p
 template <class X, class W>
 void run(const Linear& a, const LinearTask& t) {
   const bool narrow = t.rows <= (sizeof(W) == sizeof(float) ? kTileHeight : 2);
-  const int64_t group = narrow ? kMaxGroup : takes_two(a.epilogue) ? 2 : kTilePanels;
+  const int64_t group = narrow || in_turns<W>(t.rows) ? kMaxGroup
+                        : takes_two(a.epilogue)       ? 2
+                                                      : kTilePanels;
   run_panels<X>(a, t, group,
                 [&](const Stretch& s, int64_t p, int64_t width, const Place& held, const Place& out,
                     float* wide) { walk_down<W>(a, t, s, p, width, held, out, wide); });

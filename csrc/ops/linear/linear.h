@@ -12,12 +12,11 @@
 //
 // Cost: 2 rows n k flops; bytes: the weights once (once per 96 rows above that), x and y. On a Zen
 // 3 core at 3.24 GHz (104 GFLOP/s; 24 to 26 GB/s, of which one sequential stream gets 17), float32
-// weights from DRAM: 1 to 4 rows take what reading them takes; 8 rows 1.4 times that on huge pages,
-// where they are at 0.7 of the FMA peak, and 1.6 times on ordinary ones. 384 and 512 rows reach
-// 0.91 to 0.93 of the peak at k >= 768, 0.86 for 1536 -> 80, 0.84 at k = 48. The tile over a block
-// of x in L2 reaches 0.97, and a whole call 0.95 where nothing is copied, fetched from afar or
-// stored to y: copying x is 2 % (9 % for 80 outputs), storing y 1 % (4 % at k = 48), fetching
-// weights and sums 1 to 2 %.
+// weights from DRAM: 1 to 4 rows take what reading them takes; 8 rows 1.35 to 1.5 times that on
+// huge pages, where they are at 0.75 of the FMA peak. 384 and 512 rows reach 0.91 to 0.93 of the
+// peak at k >= 768, 0.86 for 1536 -> 80, 0.84 at k = 48. The tile over a block of x in L2 reaches
+// 0.97, and a whole call 0.95 where nothing is copied, fetched from afar or stored to y: copying x
+// is 2 % (9 % for 80 outputs), storing y 1 % (4 % at k = 48), fetching weights and sums 1 to 2 %.
 #pragma once
 #include <cstddef>
 

@@ -45,6 +45,30 @@ void sweep_rows(TileArgs<W> args, int64_t rows, int64_t lines) {
   }
 }
 
+// Two tiles of rows against kMaxGroup panels of float32 that walk down k together. Both prefetch
+// the group's next block, a line of each panel in turn: the memory sees kMaxGroup streams, and
+// brings 19 GB/s where one brings 17. As many misses as a core can have are then under way; only
+// loads that the hardware prefetches for, which arithmetic of this density holds up, get more.
+template <class W>
+void sweep_group(TileArgs<W> args, int64_t rows) {
+  const int64_t heights[] = {rows / 2, rows - rows / 2};
+  const char* ahead = args.ahead;
+  for (int64_t p = 0; p < kMaxGroup; ++p) {
+    TileArgs<W> part = args;
+    for (const int64_t height : heights) {
+      part.ahead = ahead;
+      tile_of<kTileHeight, 1, kInTurns, W>(height, part);
+      ahead += part.terms / kRound * kLine;
+      part.x += height * kXStride;
+      if (part.before.at != nullptr) part.before.at += height * part.before.row;
+      part.after.at += height * part.after.row;
+    }
+    args.w += args.panel_stride;
+    if (args.before.at != nullptr) args.before.at += args.before.panel;
+    args.after.at += args.after.panel;
+  }
+}
+
 template <int P, class W>
 void panels_times_rows(TileArgs<W> args, int64_t rows, float* wide) {
   const int64_t lines = args.terms * kPanel * static_cast<int64_t>(sizeof(W)) / kLine;
@@ -79,6 +103,9 @@ void multiply(TileArgs<W> args, int64_t panels, int64_t rows, float* wide) {
   if (rows == 1) return stream_panels<1, kMaxGroup, W>(args, panels);
   if constexpr (sizeof(W) == sizeof(float)) {
     if (rows <= kTileHeight) return strip_panels(args, panels, rows, wide);
+    if constexpr (kTilePanels == 1) {
+      if (in_turns<W>(rows) && panels == kMaxGroup) return sweep_group(args, rows);
+    }
   }
   if (rows == 2) return stream_panels<2, 2, W>(args, panels);
   for (; panels > 0; panels -= kTilePanels) {

@@ -19,8 +19,18 @@ constexpr int kTileHeight = 12, kTilePanels = 2, kUnroll = 2;
 constexpr int kTileHeight = 6, kTilePanels = 1, kUnroll = 4;
 #endif
 
-// How often a tile prefetches a line of what comes next: every so many terms, or not at all.
-constexpr int kNever = 0, kOften = 2, kSeldom = kUnroll;
+// How often a tile prefetches a line of what comes next: every so many terms, or not at all. In
+// turns: often, from each of kMaxGroup panels in a round of terms.
+constexpr int kNever = 0, kInTurns = 1, kOften = 2, kSeldom = kUnroll;
+constexpr int64_t kRound = kOften * kMaxGroup;
+
+// Whether so many rows, two tiles, take kMaxGroup panels at a time. Fewer are strips (strips.h);
+// more compute for longer than they wait, whatever the order.
+template <class W>
+constexpr bool in_turns(int64_t rows) {
+  return sizeof(W) == sizeof(float) && kTilePanels == 1 && rows > kTileHeight &&
+         rows <= 2 * kTileHeight;
+}
 
 #if defined(__aarch64__)
 using Element = float;  // fmla takes it from lane 0: spreading it would cost a vector pipe
@@ -129,10 +139,22 @@ __attribute__((noinline)) void tile(const TileArgs<W>& args) {
     ahead += kLine;
   };
   int64_t left = args.terms;
+  if constexpr (kPrefetch == kInTurns) {
+    for (; left >= kRound; left -= kRound) {
+      EFFINFER_UNROLL
+      for (int64_t k = 0; k < kRound; ++k) {
+        if (k % kOften == 0) __builtin_prefetch(ahead + k / kOften * ahead_stride, 0, 2);
+        step(k);
+      }
+      ahead += kLine;
+      w += kRound * kPanel;
+      x += kRound;
+    }
+  }
   for (; left >= kUnroll; left -= kUnroll) {
     EFFINFER_UNROLL
     for (int64_t k = 0; k < kUnroll; ++k) {
-      if (kPrefetch != kNever && k % kPrefetch == 0) prefetch_next();
+      if (kPrefetch >= kOften && k % kPrefetch == 0) prefetch_next();
       step(k);
     }
     w += kUnroll * kPanel;
