@@ -1,10 +1,11 @@
-"""A picture of the server's live page while a mixed load runs: docs/serve-page.png.
+"""A picture of the server's live page while a mixed load runs: docs/serve.png.
 
 python -m bench.serve_page
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 import time
@@ -17,22 +18,23 @@ from effinfer.serve import ServedModel, ServeSettings
 from tests.serve.browser import Browser
 from tests.serve.running import RunningServer
 
-OUT = Path(__file__).parents[1] / "docs" / "serve-page.png"
+OUT = Path(__file__).parents[1] / "docs" / "serve.png"
 PROMPT = "The :mod:`json` module encodes Python objects as text."
-SECONDS = 25
+SECONDS = 45
 
 
 def main() -> None:
     settings = ServeSettings(model_name="demo-recursive")
-    served = ServedModel(recursive_demo_path(), mode="lossless", max_slots=12, threads=1)
-    requests = iter(load_workload("mixed") * 20)
+    served = ServedModel(recursive_demo_path(), mode="exit", max_slots=12, threads=1)
+    requests = itertools.cycle(load_workload("mixed"))
     over = threading.Event()
     with RunningServer(served.app(settings), settings) as server, ThreadPoolExecutor(18) as pool:
 
         def client() -> None:
             while not over.is_set():
-                prompt = (PROMPT * 8)[: 2 * next(requests).prompt]
-                server.complete(prompt, max_tokens=next(requests).output, temperature=0.8)
+                shape = next(requests)
+                prompt = (PROMPT * 8)[: 2 * shape.prompt]
+                server.complete(prompt, max_tokens=shape.output)
 
         for _ in range(18):
             pool.submit(client)

@@ -25,4 +25,5 @@ env -u PYTHONPATH PATH="$out/venv/bin:/usr/bin:/bin" CC=/bin/false CXX=/bin/fals
 grep -q "tokens identical" "$out/demo.log"
 "$out/venv/bin/effinfer" info >/dev/null
 "$out/venv/bin/effinfer-bench" --version
+[ -s "$out/unpacked/effinfer/serve/page/index.html" ] || { echo "the wheel lacks the live page"; exit 1; }
 du -k "$wheel" | awk '{print "wheel: " $1 " KB"}'

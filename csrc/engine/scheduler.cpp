@@ -28,6 +28,13 @@ Scheduler::Scheduler(Config config)
   for (auto& candidates : candidates_) candidates.reserve(most);
 }
 
+uint64_t Scheduler::loops_on_line(int line) const {
+  uint64_t loops = 0;
+  if (const Request* request = on_line_[line])
+    for (const Span& span : request->chain) loops |= uint64_t{1} << std::min(span.loop, 63);
+  return loops;
+}
+
 const Tokens& Scheduler::history(int wanted, int* length) const {
   if (wanted < 0 || wanted >= launch_.wanted.count)
     reject("history", "i", "be below n_wanted = " + std::to_string(launch_.wanted.count),

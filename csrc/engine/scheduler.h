@@ -58,6 +58,8 @@ class Scheduler {
   bool in_flight() const { return in_flight_; }
   std::vector<int32_t>& block_table() { return block_table_; }
   std::vector<int64_t>& line_ids() { return line_ids_; }
+  // A bit for each loop that a span of the line's request is at; 0: nothing of it is in flight.
+  uint64_t loops_on_line(int line) const;
   // Tokens up to and including the position of a wanted row.
   const Tokens& history(int wanted, int* length) const;
 

@@ -137,6 +137,14 @@ class PyScheduler {
     return out;
   }
 
+  // For each line, the loops that its request's spans are at, a bit each.
+  std::vector<uint64_t> line_loops() const {
+    std::vector<uint64_t> loops(core_->config().max_slots);
+    for (size_t line = 0; line < loops.size(); ++line)
+      loops[line] = core_->loops_on_line(static_cast<int>(line));
+    return loops;
+  }
+
  private:
   std::shared_ptr<Scheduler> core_;
 };
@@ -164,6 +172,7 @@ void bind(Module& m) {
   scheduler.def("commit", &Self::commit);
   scheduler.def("history", &Self::history);
   scheduler.def("stats", &Self::stats);
+  scheduler.def("line_loops", &Self::line_loops);
   scheduler.def("check", [](Self& s) { s.core().check(); });
 
   const auto count = [&](const char* name, auto get) {

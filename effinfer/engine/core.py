@@ -97,8 +97,9 @@ class Core:
     def slots(self) -> list[dict[str, Any]]:
         """What the running requests are at; from any thread."""
         ids = self._scheduler.request_ids.tolist()
-        running = [self.live.get(request_id) for request_id in ids]
-        return [_slot(request.handle) for request in running if request is not None]
+        lines = zip(ids, self._scheduler.line_loops(), strict=True)
+        running = [(self.live.get(request_id), loops) for request_id, loops in lines]
+        return [_slot(request.handle, loops) for request, loops in running if request is not None]
 
     def end_all(self, reason: str, error: str | None = None) -> None:
         """Tell every live request's owner that it has ended."""
@@ -181,14 +182,16 @@ class Core:
         self._stats.finished[reason] += 1
 
 
-def _slot(handle: Handle) -> dict[str, Any]:
+def _slot(handle: Handle, loops: int) -> dict[str, Any]:
     tokens = len(handle.tokens)
     return {
         "request": handle.request_id,
         "kind": "decode" if tokens else "prefill",
         "prompt_tokens": len(handle.prompt),
         "tokens": tokens,
+        "max_tokens": handle.params.max_tokens,
         "depth": handle.depths[tokens - 1] if tokens else 0,
+        "loops": [loop for loop in range(loops.bit_length()) if loops >> loop & 1],
     }
 
 

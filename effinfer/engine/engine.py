@@ -114,7 +114,8 @@ class Engine:
         self.runner, self.pools = parts.runner, parts.pools
         self.limits = Limits(parts.runner.spec.vocab_size, parts.max_total, tokenizer)
         self._eos = parts.eos_token_ids
-        self._max_queue, self._max_slots = max_queue, max_slots
+        self.max_slots = max_slots
+        self._max_queue = max_queue
         self._scheduler = parts.scheduler
         self._stats = EngineStats()
         self._core = Core(parts, self._stats)
@@ -303,13 +304,14 @@ class Engine:
     def full(self) -> bool:
         """True when a request would be refused, for as many wait as may wait."""
         scheduler = self._scheduler
-        room = self._max_queue + max(0, self._max_slots - scheduler.running)
+        room = self._max_queue + max(0, self.max_slots - scheduler.running)
         return bool(len(self._submitted) + scheduler.waiting >= room)
 
     def stats(self) -> dict[str, Any]:
         """Counts: the scheduler's (rows by kind, blocks, drafts, depths), and the engine's; from any
         thread. ``slots`` tells of each running request: its id ``request``, ``kind`` ("prefill" or
-        "decode"), ``prompt_tokens``, ``tokens`` so far, and ``depth`` of the last of them."""
+        "decode"), ``prompt_tokens``, ``tokens`` so far, ``max_tokens``, ``depth`` of the last token,
+        and the ``loops`` that what it has in flight is at."""
         scheduler = self._scheduler.stats()
         scheduler["waiting"] += len(self._submitted)
         return {**scheduler, **self._stats.to_dict(), "slots": self._core.slots()}

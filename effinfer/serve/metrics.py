@@ -92,7 +92,10 @@ class Metrics:
             yield CounterMetricFamily(name, what, stats[key])
         for name, key, what in _GAUGES:
             yield GaugeMetricFamily(name, what, stats[key])
-        used = 1 - stats["free_blocks"] / max(stats["total_blocks"], 1)
+        free = (
+            stats["free_blocks"] + stats["idle_blocks"]
+        )  # idle: kept for prompts that begin alike
+        used = 1 - free / max(stats["total_blocks"], 1)
         yield GaugeMetricFamily("vllm:kv_cache_usage_perc", "Blocks in use, of 1", used)
         yield _labelled(
             "vllm:request_success", "Requests ended", "finished_reason",
@@ -128,7 +131,13 @@ class Metrics:
         if engine is None:
             return {}
         stats = engine.stats()
-        return {**stats, "tokens": sum(stats["depths"]), "total_blocks": engine.pools.blocks}
+        return {
+            **stats,
+            "mode": engine.mode,
+            "max_slots": engine.max_slots,
+            "tokens": sum(stats["depths"]),
+            "total_blocks": engine.pools.blocks,
+        }
 
 
 def _depths(tokens: Sequence[int]) -> Metric:

@@ -32,7 +32,7 @@ def test_page_moves_as_requests_run(chromium, make_server, pool):
     answers = [pool.submit(server.complete, max_tokens=n) for n in (20, 30)]
     server.wait_until_there(2)
     server.gate.allow(4)  # the first has a token, and the second has begun
-    chromium.until(f"{SLOTS}.includes(3)")
+    chromium.until(f"{SLOTS}.includes(1)")
     chromium.until("document.querySelectorAll('.slot').length === 2")
     before = chromium.evaluate(DEPTHS)
     server.gate.allow(12)
