@@ -159,6 +159,9 @@ def demo(
     loops: Annotated[
         int | None, typer.Option(help="Loops of the recursive model: 4 (default) or 2.")
     ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="With --recursive: requests at once (default 4).")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="With --recursive: a PNG to draw the depths in.")
     ] = None,
@@ -181,23 +184,23 @@ def demo(
     if recursive:
         if bits is not None:
             _fail("--recursive takes no --bits")
-        _recursive_demo(text, tokens, loops or 4, threads, picture)
+        _recursive_demo(text, tokens, loops or 4, slots or 4, threads, picture)
         return
-    if loops is not None or picture is not None:
-        _fail("--loops and --picture need --recursive")
+    if any(option is not None for option in (loops, slots, picture)):
+        _fail("--loops, --slots and --picture need --recursive")
     same = run_demo(text, tokens, threads, parsed)
     if not same and bits is None:
         raise typer.Exit(1)
 
 
 def _recursive_demo(
-    text: str, tokens: int, loops: int, threads: int | None, picture: Path | None
+    text: str, tokens: int, loops: int, slots: int, threads: int | None, picture: Path | None
 ) -> None:
     from effinfer.demo_recursive import run_recursive_demo
     from effinfer.errors import EffinferError
 
     try:
-        same = run_recursive_demo(text, tokens, loops, threads, picture)
+        same = run_recursive_demo(text, tokens, loops, slots, threads, picture)
     except (ValueError, EffinferError) as error:
         _fail(str(error))
     except OSError as error:

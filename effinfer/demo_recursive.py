@@ -25,13 +25,17 @@ from effinfer.engine.wrappers import LockstepRunner, TracedRow, TracedRunner
 from effinfer.loading import load_model
 from effinfer.models import recursive_demo_path
 
-SLOTS = 4
 ROUNDS = 4  # each side in turn; the first warms up
 PNG_LAUNCHES = 100
 # Prompt tokens, and the share of the longest output, of each request: short and long mixed.
 REQUESTS = (
     *((24, 0.5), (64, 0.25), (8, 1.0), (96, 0.125), (16, 0.75), (48, 0.25)),
     *((8, 0.5), (80, 1.0), (32, 0.125), (12, 0.25), (56, 0.75), (20, 0.5)),
+)
+EXPLANATION = (
+    "Loops that an exit skips run later, so that keys and values stay exact: it saves launches, "
+    "not rows. That pays where a launch takes the time of reading the weights; those of this small "
+    "model lie in the cache."
 )
 Request = tuple[list[int], int]  # a prompt and the tokens to generate
 
@@ -104,7 +108,7 @@ def make_requests(ids: list[int], longest: int) -> list[Request]:
     return requests
 
 
-def make_sides(model: Any, longest: int) -> list[Side]:
+def make_sides(model: Any, longest: int, slots: int) -> list[Side]:
     """Plain batching, and depth-wise with the exits in the model's configuration and with drafts."""
     positions = max(prompt for prompt, _ in REQUESTS) + longest
     sides = []
@@ -114,7 +118,7 @@ def make_sides(model: Any, longest: int) -> list[Side]:
             LockstepRunner(traced) if name == "plain" else traced,
             mode=mode,
             policy=policies.from_config(model.config.exit) if mode == "exit" else None,
-            max_slots=SLOTS,
+            max_slots=slots,
             max_positions=positions,
             prefix_cache=False,  # every round has the same prompts
         )
@@ -138,6 +142,7 @@ def run_recursive_demo(
     prompt: str,
     longest: int,
     loops: int = 4,
+    slots: int = 4,
     threads: int | None = None,
     picture: Path | None = None,
 ) -> bool:
@@ -147,6 +152,7 @@ def run_recursive_demo(
         prompt: the text that prompts are cut from.
         longest: tokens of the longest output.
         loops: of the carried model, 2 or 4.
+        slots: requests that run at once.
         picture: a PNG file to write.
 
     Returns:
@@ -171,14 +177,15 @@ def run_recursive_demo(
         task = progress.add_task("loading the model", total=None)
         model, tokenizer = load_model(recursive_demo_path(loops))
         requests = make_requests(tokenizer(prompt)["input_ids"], longest)
-        sides = make_sides(model, longest)
+        sides = make_sides(model, longest, slots)
         progress.remove_task(task)
         _run_rounds(sides, requests, progress)
         agreements = [agreement(model, requests, side.tokens) for side in sides]
-    _show_pictures(console, sides, loops)
+    _show_pictures(console, sides, loops, slots)
     console.print(_table(sides, loops, agreements))
+    console.print(EXPLANATION, style="dim", highlight=False)
     if picture is not None:
-        _draw(picture, sides, loops)
+        _draw(picture, sides, loops, slots)
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
     same = sides[2].tokens == sides[0].tokens
     console.print(
@@ -188,7 +195,7 @@ def run_recursive_demo(
     )
     stored = model.config.exit
     console.print(
-        f"{len(requests)} requests, {SLOTS} slots, exit by {stored['policy']} > "
+        f"{len(requests)} requests, {slots} slots, exit by {stored['policy']} > "
         f"{stored['threshold']:.3g}, {torch.get_num_threads()} threads, "
         f"{effinfer.backend_info()['isa']}",
         highlight=False,
@@ -207,9 +214,9 @@ def _run_rounds(sides: list[Side], requests: list[Request], progress: Progress) 
             progress.advance(task)
 
 
-def _show_pictures(console: Console, sides: list[Side], loops: int) -> None:
+def _show_pictures(console: Console, sides: list[Side], loops: int, slots: int) -> None:
     for side in sides:
-        lines = grid(side.launches, side.prompt_tokens, SLOTS)
+        lines = grid(side.launches, side.prompt_tokens, slots)
         shown = render(lines, loops, min(console.width, 80))
         console.print(_title(side), style="bold")
         for line in shown:
@@ -251,12 +258,12 @@ def _table(sides: list[Side], loops: int, agreements: list[float]) -> Table:
     return table
 
 
-def _draw(path: Path, sides: list[Side], loops: int) -> None:
+def _draw(path: Path, sides: list[Side], loops: int, slots: int) -> None:
     launches = min(PNG_LAUNCHES, max(len(side.launches) for side in sides))
     panels = []
     for side in sides:
         there = side.progress[min(launches, len(side.progress)) - 1]
         note = f"{there} tokens after {launches} launches"
-        panels.append(Panel(_title(side), note, grid(side.launches, side.prompt_tokens, SLOTS)))
-    title = f"Which request sat at which depth: a block of {loops} loops, {SLOTS} slots"
+        panels.append(Panel(_title(side), note, grid(side.launches, side.prompt_tokens, slots)))
+    title = f"Which request sat at which depth: a block of {loops} loops, {slots} slots"
     draw_png(path, title, panels, loops, launches)

@@ -62,13 +62,14 @@ def test_demo_prints_the_table(tmp_path):
 @pytest.mark.parametrize("loops", [2, 4])
 def test_recursive_demo_shows_three_ways(tmp_path, loops):
     png = tmp_path / "depths.png"
-    arguments = ["demo", "--recursive", "--loops", loops, "--tokens", 4, "--picture", png]
+    arguments = ["demo", "--recursive", "--loops", loops, "--tokens", 4, "--slots", 3]
+    arguments += ["--picture", png]
     result = runner.invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert max(map(len, lines)) <= 80 + len(str(png))  # a path is not broken
     every_loop = "".join(str(loop + 1) for loop in range(loops))
-    assert sum(line.startswith("slot ") for line in lines) == 3 * 4
+    assert sum(line.startswith("slot ") for line in lines) == 3 * 3
     assert every_loop in next(line for line in lines if line.startswith("slot 1"))
     (depths,) = (line for line in lines if "mean depth" in line)
     assert f"{loops}.00 of {loops}" in depths
@@ -79,6 +80,7 @@ def test_recursive_demo_shows_three_ways(tmp_path, loops):
 
 def test_recursive_demo_errors(tmp_path, monkeypatch):
     assert "need --recursive" in failure("demo", "--loops", 2)
+    assert "need --recursive" in failure("demo", "--slots", 2)
     assert "need --recursive" in failure("demo", "--picture", tmp_path / "x.png")
     assert "no --bits" in failure("demo", "--recursive", "--bits", 4)
     assert "2 or 4, got 3" in failure("demo", "--recursive", "--loops", 3)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,8 +55,7 @@ class WrappedRunner:
         self._inner.close()
 
 
-@dataclass(frozen=True)
-class TracedRow:
+class TracedRow(NamedTuple):
     """A row of a launch.
 
     Attributes:
@@ -88,7 +87,7 @@ class TracedRunner(WrappedRunner):
         lines = batch.lines.numpy()
         columns = (lines, batch.line_requests[lines], batch.positions.numpy(), batch.loops.numpy())
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        self.launches.append([TracedRow(*row) for row in rows])
+        self.launches.append(list(map(TracedRow._make, rows)))
         return super().launch(batch)
 
 

@@ -18,8 +18,8 @@ from effinfer.loading import load_model
 from effinfer.models import RECURSIVE_LOOPS, recursive_demo_path
 from effinfer.recursive.modeling import RecursiveForCausalLM
 
-# Untrained 1024; the first loop, which is the worst, reaches 33.4 here with R = 2, 23.7 with R = 4.
-PERPLEXITY_BOUND = {2: 40, 4: 29}
+# Untrained 1024; the first loop, which is the worst, reaches 22.6 here with R = 2, 23.7 with R = 4.
+PERPLEXITY_BOUND = 28
 EXCERPT = Path(__file__).parents[1] / "data" / "held_out.rst.txt"
 
 
@@ -68,16 +68,16 @@ def test_transformers_loads_it_once_registered(loops: int):
     assert type(model) is RecursiveForCausalLM
 
 
-def test_every_loop_predicts_held_out_text(loops: int, judged: tuple[torch.Tensor, torch.Tensor]):
+def test_every_loop_predicts_held_out_text(judged: tuple[torch.Tensor, torch.Tensor]):
     logits, targets = judged
     perplexities = [math.exp(F.cross_entropy(each, targets)) for each in logits]
-    assert max(perplexities) < PERPLEXITY_BOUND[loops]
+    assert max(perplexities) < PERPLEXITY_BOUND
 
 
 def test_early_loops_agree_with_full_depth(judged: tuple[torch.Tensor, torch.Tensor]):
     top = judged[0].argmax(-1)
     agreement = (top == top[-1]).float().mean(-1)
-    assert agreement[:-1].min() > 0.65  # 0.71 and 0.83
+    assert agreement[:-1].min() > 0.65  # 0.71 with R = 4, 0.77 with R = 2
 
 
 def test_sure_exits_are_right(judged: tuple[torch.Tensor, torch.Tensor]):
@@ -99,8 +99,8 @@ def test_stored_exits_are_calibrated(
     sure[-1] = True
     exits = sure.int().argmax(0)
     right = top.gather(0, exits[None])[0] == top[-1]
-    assert right.float().mean() > 0.975  # 0.986 and 0.988 of these 511 tokens
-    assert exits.float().mean() + 1 < 0.9 * loops  # 1.60 of 2, 3.01 of 4
+    assert right.float().mean() > 0.975  # 0.988 of these 511 tokens
+    assert exits.float().mean() + 1 < 0.9 * loops  # 1.65 of 2, 3.01 of 4
 
 
 def test_exit_mode_needs_no_policy(loops: int, loaded: tuple[RecursiveForCausalLM, Any]):
