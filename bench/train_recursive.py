@@ -1,6 +1,9 @@
 """Trains the recursive language models that the wheel carries (effinfer/models/recursive-demo-*).
 
-    python bench/train_recursive.py --loops 4 --out effinfer/models/recursive-demo-r4
+    python bench/train_recursive.py --loops 4 --steps 1600 --out effinfer/models/recursive-demo-r4
+    python bench/train_recursive.py --loops 2 --steps 2200 --out effinfer/models/recursive-demo-r2
+    python bench/calibrate_recursive.py  # their exits, into their config.json
+    python bench/recursive_quality.py    # what became of both
 
 A block of two layers runs `--loops` times, with norms and low-rank additions of its own in each
 loop ("Relaxed Recursive Transformers", arXiv 2410.20672), trained from random weights so that
