@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from effinfer.engine.batch import FIRST, ROWS, STATE_OUT, Batch
@@ -130,11 +131,14 @@ class ShapeRecorder(LaunchCache):
 
 
 def state_shapes(mixer: Any) -> list[tuple[int, ...]]:
-    """The convolution's and the recurrent state of a patched mixer."""
-    channels, past = mixer.conv1d.weight.shape[0], mixer.conv1d.weight.shape[-1] - 1
+    """The convolution's and the recurrent state of a patched mixer.
+
+    The convolution's has a column more than is read: of 4 columns a step is twice as fast as of 3.
+    """
+    convolution = (mixer.conv1d.weight.shape[0], mixer.conv1d.weight.shape[-1])
     if isinstance(mixer, Mamba1Mixer):
-        return [(channels, past), tuple(mixer.A_log.shape)]
-    return [(channels, past), (mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)]
+        return [convolution, tuple(mixer.A_log.shape)]
+    return [convolution, (mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)]
 
 
 @dataclass(frozen=True)
@@ -261,14 +265,15 @@ class SlotCache(LaunchCache):
             else:
                 output = mixer.direct_step(direct, hidden, *states, norm, group.slots)
             return output
-        before = [state_gather(pool, group.slots) for pool in states]
+        columns, ssm = (state_gather(pool, group.slots) for pool in states)
+        before = columns[..., 1:], ssm
         # The bits of steps: where a prompt is cut, and which tokens were drafts, must not show.
         # Mamba-1's scan has them as it is.
         options = {} if isinstance(mixer, Mamba1Mixer) else {"one_by_one": True}
         if direct is None:
-            output, *after = mixer.scan(hidden, *before, **options)
+            output, columns, ssm = mixer.scan(hidden, *before, **options)
         else:
-            output, *after = mixer.direct_scan(direct, hidden, *before, norm, **options)
-        for pool, state in zip(states, after, strict=True):
+            output, columns, ssm = mixer.direct_scan(direct, hidden, *before, norm, **options)
+        for pool, state in zip(states, (pad(columns, (1, 0)), ssm), strict=True):
             state_scatter(pool, group.slots, state)
         return output
