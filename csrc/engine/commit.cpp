@@ -12,6 +12,7 @@ int Scheduler::commit(const int32_t* tokens, const uint8_t* exits, double now) {
   launch_.events.count = launch_.propagations.count = 0;
   for (Request* request : on_line_)
     if (request && request->ending == kToken) advance(*request, tokens, exits);
+  if (config_.drafts()) trials_.ran(now - started_, progress_, prompts_);
   expire(now);
   deliver_endings();
   return launch_.events.count;
@@ -81,9 +82,11 @@ void Scheduler::settle(Request& r, size_t index, const int32_t* tokens) {
     if (right) {
       ++stats_.drafts_accepted;
       const bool begun = index + 1 < r.chain.size();  // not so when a stop or room came between
-      controller_.saved(span.proposed > 0 ? 1
-                        : begun           ? r.chain[index + 1].loop + r.chain[index + 1].picked
-                                          : 0);
+      const int ran = span.proposed > 0 ? 1
+                      : begun           ? r.chain[index + 1].loop + r.chain[index + 1].picked
+                                        : 0;
+      controller_.saved(ran);
+      progress_ += ran;
     }
     append_certain(r, token, span.loop, depth);
     if (r.ending != kToken) return;

@@ -35,6 +35,7 @@ struct Launch {
   void clear() {
     for (auto* column : {&tokens, &positions, &loops, &arena, &lines, &kv_slots}) column->count = 0;
     segments.count = wanted.count = wanted_ids.count = wanted_draft.count = 0;
+    early = 0;
   }
 
   // Per row, sorted by loop, then line, then position.
@@ -45,6 +46,7 @@ struct Launch {
   Column<std::array<int32_t, 2>> wanted;
   Column<int64_t> wanted_ids;
   Column<uint8_t> wanted_draft;
+  int early = 0;  // of them, those with loops left: the policy is asked about these
   // Exited positions whose deeper planes are to be written from their hidden state: arena row,
   // position, line, KV slot, first of those planes.
   Column<std::array<int32_t, 5>> propagations;

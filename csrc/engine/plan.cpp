@@ -19,7 +19,9 @@ int Scheduler::plan(double now) {
   prefill_room_ = config_.chunk();
   decoding_ = 0;
   for (auto& candidates : candidates_) candidates.clear();
+  early_ = false;
   for (size_t i = 0; i < active_.size(); ++i) collect(*active_[(turn_ + i) % active_.size()]);
+  drafting_ = config_.drafts() && trials_.drafts(decoding_);
   auto& urgent = candidates_[kUrgent];
   std::sort(urgent.begin(), urgent.end(), [](const Candidate& a, const Candidate& b) {
     return a.request->progressed < b.request->progressed;
@@ -30,10 +32,13 @@ int Scheduler::plan(double now) {
       if (!pick(candidate) && rank < prefill_rank() && !left_out) left_out = candidate.request;
   if (left_out)  // next time it is its turn first
     turn_ = std::find(active_.begin(), active_.end(), left_out) - active_.begin();
-  if (config_.drafts()) pick_drafts();
+  const int64_t prompt_rows = stats_.prefill_rows;
+  if (drafting_) pick_drafts();
   emit_rows();
   if (config_.drafts()) account_for_drafts();
   const int rows = launch_.tokens.count;
+  prompts_ = stats_.prefill_rows > prompt_rows;
+  started_ = now;
   stats_.launches += rows > 0;
   stats_.rows += rows;
   in_flight_ = rows > 0;
@@ -158,6 +163,7 @@ void Scheduler::account_for_drafts() {
         extra += is_draft(*r, span) ? span.length : span.first < r->prompt ? 0 : span.length - 1;
   const int rows = launch_.tokens.count;
   controller_.launched(rows, rows - extra, wanted.count, plain_wanted);
+  progress_ = rows - extra;
 }
 
 // Tokens that prompt lookup could add to what the request runs in this launch.
@@ -231,6 +237,7 @@ void Scheduler::emit_span(Request& r, Span& span) {
   }
   span.wanted = wants_logits(r, span) ? 1 + span.proposed : 0;
   span.wanted_at = launch.wanted.count;
+  if (span.loop < c.loops - 1) launch.early += span.wanted;
   for (int at = span.end() - span.wanted; at < span.end(); ++at) {
     launch.wanted.push({first_row + at - span.first, r.line});
     launch.wanted_ids.push(r.id);

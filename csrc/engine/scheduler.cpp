@@ -15,6 +15,7 @@ Scheduler::Scheduler(Config config)
       states_(config_.num_states),
       arena_(config_.loops > 1 ? config_.arena_rows() : 0),
       controller_(config_),
+      trials_(config_.loops),
       on_line_(config_.max_slots),
       block_table_(size_t(config_.max_slots) * config_.max_blocks(), -1),
       line_ids_(config_.max_slots, -1),

@@ -17,6 +17,7 @@
 #include "engine/block_pool.h"
 #include "engine/config.h"
 #include "engine/draft_controller.h"
+#include "engine/draft_trials.h"
 #include "engine/launch.h"
 #include "engine/request.h"
 #include "engine/request_queue.h"
@@ -133,6 +134,7 @@ class Scheduler {
   StatePool states_;
   Arena arena_;
   DraftController controller_;
+  DraftTrials trials_;
   RequestQueue queue_;
   std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
   std::vector<Request*> active_;  // running, in order of admission
@@ -149,9 +151,13 @@ class Scheduler {
   // Of the launch being planned.
   std::vector<std::vector<Candidate>> candidates_;
   int room_ = 0, prefill_room_ = 0;
-  size_t turn_ = 0;     // who is first when not all fit
-  int decoding_ = 0;    // requests past their prompts
-  bool early_ = false;  // lossless: exits are asked for
+  size_t turn_ = 0;        // who is first when not all fit
+  int decoding_ = 0;       // requests past their prompts
+  bool drafting_ = false;  // drafts may be begun
+  bool early_ = false;     // lossless: exits are asked for
+  bool prompts_ = false;   // some of its rows are of prompts
+  double started_ = 0;     // when
+  int progress_ = 0;       // row-loops it brought that count: no drafts but those now known right
 };
 
 }  // namespace effinfer::engine

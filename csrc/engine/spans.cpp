@@ -30,7 +30,8 @@ Span& Scheduler::begin_span(Request& r, int length) {
   r.end += length;
   if (config_.has_state()) choose_states(r, span);
   ++r.spans;
-  span.probed = config_.mode == Mode::lossless && span.end() >= r.prompt && controller_.probes();
+  span.probed =
+      config_.mode == Mode::lossless && drafting_ && span.end() >= r.prompt && controller_.probes();
   return span;
 }
 

@@ -181,6 +181,7 @@ void bind(Module& m) {
   count("n_rows", [](Scheduler& s) { return s.launch().tokens.count; });
   count("n_segments", [](Scheduler& s) { return s.launch().segments.count; });
   count("n_wanted", [](Scheduler& s) { return s.launch().wanted.count; });
+  count("n_early", [](Scheduler& s) { return s.launch().early; });
   count("n_propagations", [](Scheduler& s) { return s.launch().propagations.count; });
   count("n_events", [](Scheduler& s) { return s.launch().events.count; });
   count("waiting", [](Scheduler& s) { return s.queue().size(); });

@@ -12,12 +12,13 @@ import torch
 from effinfer.engine import sampling
 from effinfer.engine.batch import Batch
 from effinfer.engine.handle import Handle
-from effinfer.engine.policies import ExitRows
+from effinfer.engine.policies import ExitPolicy, ExitRows
 from effinfer.engine.sampling import RowParams, TokenLogprobs
 from effinfer.engine.setup import Parts
 from effinfer.engine.text import TextStream
 
 Array = np.ndarray[Any, Any]
+_NONE, _NOTHING = torch.empty(0), np.empty(0, dtype=np.int64)
 
 
 @dataclass(slots=True)
@@ -89,30 +90,33 @@ class Chooser:
                 before, lets others go on: those get any token.
             plain: no live request asks for more than its most probable token.
         """
-        n: int = self._scheduler.n_wanted
         exits, self._early = self._early, None
-        kept = np.arange(n) if exits is None else self._with_logits(exits)
-        tokens = np.zeros(n, dtype=np.int32)
-        top = tokens
-        if logits is not None:
+        if exits is None:
+            assert logits is not None
+            top, sound = sampling.greedy(logits)
+            tokens, kept = top.astype(np.int32), None
+            if self._policy is not None and self._scheduler.n_early > 0:
+                exits = self._decide(self._policy, logits, top)
+        else:
+            tokens, kept = np.zeros(len(exits), dtype=np.int32), self._with_logits(exits)
+            if logits is None:
+                return tokens, exits
             top, sound = sampling.greedy(logits)
             tokens[kept] = top
-            if not sound.all():
-                for request_id in self._ids[kept[~sound]].tolist():
-                    self._fail(request_id, "the model gave NaN or infinite logits")
-            if not plain:
-                self._sample(logits, tokens, kept, sound)
-        if exits is None and self._policy is not None:
-            assert logits is not None
-            exits = self._decide(logits, top)
+        if not sound.all():
+            at = np.flatnonzero(~sound)
+            for request_id in self._ids[at if kept is None else kept[at]].tolist():
+                self._fail(request_id, "the model gave NaN or infinite logits")
+        if not plain:
+            self._sample(logits, tokens, np.arange(len(tokens)) if kept is None else kept, sound)
         return tokens, exits
 
     def _decide_early(self) -> None:
         """Ask a policy that needs no logits, and want those of the rows whose tokens count alone."""
         assert self._policy is not None
-        if self._scheduler.n_wanted == 0:
+        if self._scheduler.n_early == 0:
             return
-        self._early = self._decide(torch.empty(0), np.empty(0, dtype=np.int64))
+        self._early = self._decide(self._policy, None, None)
         self._batch.want(self._wanted[self._with_logits(self._early), 0])
 
     def _with_logits(self, exits: Array) -> Array:
@@ -120,32 +124,37 @@ class Chooser:
         loops = self._loops[self._wanted[: len(exits), 0]]
         return np.flatnonzero((exits > 0) | (loops == self._last_loop))
 
-    def _decide(self, logits: torch.Tensor, top: Array) -> Array:
-        """The policy's word on the wanted rows; requests that make it raise fail, and they alone."""
-        assert self._policy is not None
+    def _decide(self, policy: ExitPolicy, logits: torch.Tensor | None, top: Array | None) -> Array:
+        """Whether each wanted row exits; the policy is asked about those that have loops left.
+
+        Requests that make it raise fail, and they alone.
+        """
         n: int = self._scheduler.n_wanted
+        exits = np.zeros(n, dtype=np.uint8)
+        asked = np.flatnonzero(self._loops[self._wanted[:n, 0]] < self._last_loop)
         try:
-            return self._policy.decide(self._rows(logits, top, 0, n))
+            exits[asked] = policy.decide(self._rows(logits, top, asked))
         except Exception:  # one of them made it fail: find out which
-            exits = np.zeros(n, dtype=np.uint8)
-            for i in range(n):
+            for i in asked.tolist():
                 try:
-                    exits[i] = self._policy.decide(self._rows(logits, top, i, i + 1))[0]
+                    exits[i] = policy.decide(self._rows(logits, top, np.array([i])))[0]
                 except Exception as error:
                     what = f"the exit policy raised {type(error).__name__}: {error}"
                     self._fail(int(self._ids[i]), what)
-            return exits
+        return exits
 
-    def _rows(self, logits: torch.Tensor, top: Array, start: int, stop: int) -> ExitRows:
-        """The wanted rows from ``start`` up to ``stop``, as a policy sees them."""
-        rows = self._wanted[start:stop, 0]
+    def _rows(self, logits: torch.Tensor | None, top: Array | None, which: Array) -> ExitRows:
+        """Some of the wanted rows, as a policy sees them."""
+        rows = self._wanted[which, 0]
         arena = self._arena[rows]
+        if logits is not None and len(which) < len(logits):
+            logits = logits[which]
         return ExitRows(
-            logits=logits[start:stop],
-            top=top[start:stop],
+            logits=_NONE if logits is None else logits,
+            top=_NOTHING if top is None else top[which],
             loops=self._loops[rows],
             positions=self._positions[rows],
-            requests=self._ids[start:stop],
+            requests=self._ids[which],
             arena=arena,
             hidden=lambda: self._runner.hidden(torch.from_numpy(arena)),
         )

@@ -136,7 +136,7 @@ def _prepare(model: Any, runner: Runner, setup: Setup) -> Parts:
         )
         drafts = setup.mode == "lossless" or setup.max_ngram > 0
         if drafts and setup.costs is None:  # now that there is memory to measure in
-            made = scheduler(*measure_costs(runner, setup.token_budget))
+            made = scheduler(*measure_costs(runner, setup.token_budget, policy))
     total = positions
     if spec.has_kv:
         total = min(total, pools.blocks * spec.block_size + 1)  # the last token is never fed

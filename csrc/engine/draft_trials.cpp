@@ -1,0 +1,42 @@
+#include "engine/draft_trials.h"
+
+#include <algorithm>
+
+namespace effinfer::engine {
+
+void DraftTrials::ran(double seconds, int loops, bool prompts) {
+  Load& load = *load_;
+  if (prompts || seconds <= 0) return;  // no clock, no trials
+  if (++load.launches <= kSettling * loops_) return;
+  // What took far longer was interrupted.
+  const double counted =
+      load.typical > 0 ? std::min(seconds, kInterrupted * load.typical) : seconds;
+  load.typical += (counted - load.typical) / (load.typical > 0 ? 16 : 1);
+  load.seconds += counted;
+  load.loops += loops;
+  if (load.launches < (kSettling + kTimed) * loops_) return;
+  end_epoch(load);
+  load.launches = 0;
+  load.loops = 0;
+  load.seconds = 0;
+}
+
+void DraftTrials::end_epoch(Load& load) {
+  const double rate = static_cast<double>(load.loops) / load.seconds;
+  const bool trial = load.way != load.better;
+  double& known = load.rate[load.way];
+  known = trial || known == 0 ? rate : (known + rate) / 2;
+  // While plain launches lead, a trial of drafts alone can change that; drafts are judged always.
+  const bool judge = load.rate[kPlain] > 0 && (trial || load.way == kDrafts);
+  const Way before = load.better;
+  if (judge) load.better = load.rate[kDrafts] > load.rate[kPlain] * kGain ? kDrafts : kPlain;
+  if (trial || load.better != before) {
+    load.wait = load.better != before ? kWait : std::min(2 * load.wait, kMostWait);
+    load.way = load.better;
+    load.left = load.wait;
+  } else if (--load.left <= 0) {
+    load.way = load.better == kPlain ? kDrafts : kPlain;
+  }
+}
+
+}  // namespace effinfer::engine

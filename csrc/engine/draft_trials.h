@@ -1,0 +1,58 @@
+// Whether drafts pay, by the clock: launches with drafts against launches without, at each load.
+// Cost tables and chances say which drafts are the best; whether any are worth their time depends
+// on more than that (the policy, the caches, the text), and shows in work a second.
+#pragma once
+#include <cstdint>
+
+namespace effinfer::engine {
+
+class DraftTrials {
+ public:
+  explicit DraftTrials(int loops) : loops_(loops) {}
+
+  // For a launch with so many requests past their prompts: whether it may have drafts.
+  bool drafts(int decoding) {
+    load_ = &loads_[level(decoding)];
+    return load_->way == kDrafts;
+  }
+  // The launch took so many seconds and brought that many certain loops of rows: those it ran, and
+  // drafts' that ran before and are now known to be right. Of launches that also read prompts,
+  // which take long for other reasons, nothing is learnt.
+  void ran(double seconds, int loops, bool prompts);
+
+ private:
+  enum Way : int8_t { kPlain, kDrafts };
+  // Launches of an epoch, in loops: those at its start that still hold work of the other way, and
+  // those that are timed.
+  static constexpr int kSettling = 1, kTimed = 4;
+  // Epochs from one trial of the slower way to the next; twice as many after each that it lost. A
+  // trial of drafts costs more than its own launches: requests that ran in step, whose logits
+  // shared launches, do so no more.
+  static constexpr int kWait = 256, kMostWait = 4096;
+  static constexpr double kGain = 1.01;      // drafts must give more than noise
+  static constexpr double kInterrupted = 4;  // times what a launch takes
+  static constexpr int kLevels = 8;
+
+  struct Load {
+    Way way = kDrafts, better = kDrafts;
+    double rate[2] = {};  // loops of rows a second; 0: never timed
+    int launches = 0;     // of this epoch
+    int64_t loops = 0;
+    double seconds = 0;
+    double typical = 0;          // seconds of a launch
+    int left = 1, wait = kWait;  // epochs
+  };
+
+  static int level(int decoding) {
+    int level = 0;
+    while (decoding > 1 && level < kLevels - 1) decoding /= 2, ++level;
+    return level;
+  }
+  void end_epoch(Load& load);
+
+  int loops_;
+  Load loads_[kLevels];
+  Load* load_ = loads_;
+};
+
+}  // namespace effinfer::engine
