@@ -35,12 +35,12 @@ void Scheduler::advance(Request& r, const int32_t* tokens, const uint8_t* exits)
     } else if (span.wanted > 0 && (span.loop == c.loops || (c.mode == Mode::exit && exit))) {
       settle(r, i, tokens);
       if (r.ending != kToken) return;
-      if (span.loop < c.loops && c.fills()) span.sampled = ++early_exits_ % kSampleEvery == 0;
+      if (span.loop < c.loops) span.sampled = samples(span);
     } else if (span.wanted > 0 && c.mode == Mode::lossless) {
       predict(r, span, exit, tokens[span.wanted_at]);
     }
     if (c.shallow() && span.loop == 1 && c.loops > 1) keep_last_row(r, span);
-    const bool dropped = c.mode == Mode::exit && span.exited && !c.fills();
+    const bool dropped = c.mode == Mode::exit && span.exited && !c.fills() && !span.sampled;
     if (dropped && span.loop < c.loops && c.kv_policy == KvPolicy::propagate) propagate(r, span);
     if (dropped || span.loop == c.loops)
       retire(r);
@@ -105,6 +105,15 @@ void Scheduler::settle(Request& r, size_t index, const int32_t* tokens) {
 void Scheduler::learn(Request& r, bool right) {
   controller_.predicted(right);
   r.acceptance += (right - r.acceptance) / 8;
+}
+
+// Whether an early exit's remaining loops are to tell what full depth would have said. Where they
+// would not run anyway, what they leave behind must not depend on other requests' exits.
+bool Scheduler::samples(const Span& span) {
+  const Config& c = config_;
+  if (c.mode != Mode::exit) return false;
+  if (c.fills()) return ++early_exits_ % kSampleEvery == 0;
+  return c.kv_policy == KvPolicy::propagate && span.end() % kSampleEvery == 0;
 }
 
 void Scheduler::check_exit(bool agreed) {

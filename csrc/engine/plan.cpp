@@ -60,13 +60,15 @@ void Scheduler::collect(Request& r) {
 
 bool Scheduler::can_extend(const Request& r) const {
   if (r.end == r.length || static_cast<int>(r.chain.size()) == config_.chain_limit()) return false;
+  // Dropped at their exits, spans have none before them.
+  if (!config_.fills() && !r.chain.empty() && r.chain.back().sampled) return false;
   return !config_.serial() || r.chain.empty();
 }
 
 size_t Scheduler::rank_of(const Request& r, const Span& span) const {
   if (is_draft(r, span)) return drafts_rank();
   const bool full = static_cast<int>(r.chain.size()) == config_.chain_limit();
-  if (config_.mode == Mode::exit && span.exited && !full) return fill_rank();
+  if (config_.mode == Mode::exit && span.exited && !full && config_.fills()) return fill_rank();
   if (span.first < r.prompt) return prefill_rank();
   return decode_rank(span.loop);
 }

@@ -30,7 +30,7 @@ class Scheduler {
   // A request that could run but was left out of this many launches goes first in the next one.
   static constexpr int kPatience = 8;
   // exit: one early exit of so many is held against full depth's token, for its fill rows run
-  // anyway.
+  // anyway; propagate: those at one position of so many, whose remaining loops run for it.
   static constexpr int kSampleEvery = 64;
 
   explicit Scheduler(Config config);
@@ -122,6 +122,7 @@ class Scheduler {
   void predict(Request& request, Span& span, bool exit, int32_t token);
   void settle(Request& request, size_t index, const int32_t* tokens);
   void learn(Request& request, bool right);
+  bool samples(const Span& span);
   void check_exit(bool agreed);
   void append_certain(Request& request, int32_t token, int depth, int needed);
   void keep_last_row(Request& request, Span& span);

@@ -89,6 +89,8 @@ class Core:
             tokens, exits = self._chooser.choose(logits, plain=self._special == 0)
         chose = time.monotonic()
         events = scheduler.commit(tokens, exits, chose)
+        if scheduler.n_propagations:
+            self._runner.propagate(scheduler.propagations[: scheduler.n_propagations])
         if events:
             self._deliver(events)
         self._stats.launched(rows, ran - begun, chose - ran, time.monotonic() - started)

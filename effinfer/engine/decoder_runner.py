@@ -94,6 +94,20 @@ class DecoderRunner:
             lib.state_copy(self._arena, batch.arena, rows.x, rows.iota)
         return self._logits(lib, batch, rows)
 
+    def propagate(self, exits: np.ndarray[Any, Any]) -> None:
+        """As ``Runner.propagate``."""
+        lib, loops = native(self._embedding), self.spec.loops
+        skipped = [(row, position, slot, loop)
+                   for row, position, _, slot, first in exits.tolist()
+                   for loop in range(first, loops)]  # fmt: skip
+        for start in range(0, len(skipped), self.room.max_rows):
+            part = torch.tensor(skipped[start : start + self.room.max_rows], dtype=torch.int32)
+            arena, positions, slots, own_loops = part.T.contiguous()
+            rows = self._scratch.rows(0, len(part))
+            lib.state_copy(rows.x, rows.iota, self._arena, arena)
+            for index, layer in enumerate(self._layers):
+                self._project_heads(lib, rows, layer, index, own_loops, positions, slots)
+
     def copy_states(self, pairs: np.ndarray[Any, Any]) -> None:
         """Nothing: a decoder has no recurrent states."""
 
@@ -127,21 +141,10 @@ class DecoderRunner:
 
     def _attend(self, lib: Any, batch: Batch, rows: _Rows, layer: _Layer, index: int) -> None:
         """``residual = x + attention(norm(x))``."""
-        model, eps = self._model, self._model.eps
-        layer.input_norm(lib, rows.x, batch.loops, eps, rows.normed)
-        layer.qkv(lib, rows.normed, rows.qkv)
-        if layer.qkv_additions is not None:
-            layer.qkv_additions(lib, rows.normed, rows.qkv, batch.loops)
-        for norm, heads in ((layer.q_norm, rows.query_heads), (layer.k_norm, rows.key_heads)):
-            if norm is not None:
-                for head in heads:
-                    norm(lib, head, batch.loops, eps, head)
-        keys, values = self._pages.keys[index], self._pages.values[index]
-        plane = batch.loops if self._planes > 1 else None
-        lib.rope_write(
-            rows.qkv, self._cos, self._sin, keys, values, batch.kv_slots, batch.positions, plane,
-            model.q_heads, model.kv_heads, False,
-        )  # fmt: skip
+        model = self._model
+        keys, values, plane = self._project_heads(
+            lib, rows, layer, index, batch.loops, batch.positions, batch.kv_slots
+        )
         lib.paged_attention(
             rows.q, keys, values, batch.block_table, batch.lines, batch.positions, plane,
             model.head_dim**-0.5, layer.window, 0.0, rows.heads,
@@ -149,6 +152,35 @@ class DecoderRunner:
         layer.o(lib, rows.attended, rows.residual, rows.x)
         if layer.o_additions is not None:
             layer.o_additions(lib, rows.attended, rows.residual, batch.loops)
+
+    def _project_heads(
+        self,
+        lib: Any,
+        rows: _Rows,
+        layer: _Layer,
+        index: int,
+        loops: torch.Tensor,
+        positions: torch.Tensor,
+        kv_slots: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Queries of ``norm(x)``, its keys and values into the pages; gives the pages, and each row's
+        plane of them."""
+        model, eps = self._model, self._model.eps
+        layer.input_norm(lib, rows.x, loops, eps, rows.normed)
+        layer.qkv(lib, rows.normed, rows.qkv)
+        if layer.qkv_additions is not None:
+            layer.qkv_additions(lib, rows.normed, rows.qkv, loops)
+        for norm, heads in ((layer.q_norm, rows.query_heads), (layer.k_norm, rows.key_heads)):
+            if norm is not None:
+                for head in heads:
+                    norm(lib, head, loops, eps, head)
+        keys, values = self._pages.keys[index], self._pages.values[index]
+        plane = loops if self._planes > 1 else None
+        lib.rope_write(
+            rows.qkv, self._cos, self._sin, keys, values, kv_slots, positions, plane,
+            model.q_heads, model.kv_heads, False,
+        )  # fmt: skip
+        return keys, values, plane
 
     def _mix(self, lib: Any, batch: Batch, rows: _Rows, layer: _Layer) -> None:
         """``x = residual + mlp(norm(residual))``."""

@@ -56,6 +56,11 @@ class Engine:
             "lossless": it may draft it, and the remaining loops verify it; tokens are full depth's.
         policy: of exits; None for the one in the model's configuration, and in "lossless" for a margin
             that suits drafts.
+        exited_kv: in mode "exit", the keys and values of loops that an exit skipped. "fill": those
+            loops run later, and what is attended to is exact. "propagate": they are made from the
+            hidden state at the exit, which costs two products a layer and is not exact:
+            ``stats()["exits_agreed"]`` of ``stats()["exits_checked"]`` sampled exits gave full
+            depth's token, on the keys and values there were.
         max_queue: requests that may wait.
         prefill_chunk: prompt tokens of a launch.
         max_ngram: tokens to draft from the sequence itself, for models of one loop.
@@ -82,6 +87,7 @@ class Engine:
         max_positions: int | None = None,
         mode: str = "full",
         policy: ExitPolicy | None = None,
+        exited_kv: str = "fill",
         max_queue: int = 1024,
         prefill_chunk: int = 128,
         max_ngram: int = 0,
@@ -98,6 +104,7 @@ class Engine:
             max_positions=max_positions,
             mode=mode,
             policy=policy,
+            exited_kv=exited_kv,
             prefill_chunk=prefill_chunk,
             max_ngram=max_ngram,
             prefix_cache=prefix_cache,

@@ -192,6 +192,10 @@ class HFRunner:
                 logits = logits[:, wanted]
             return logits.float()
 
+    def propagate(self, exits: np.ndarray[Any, Any]) -> None:
+        """Nothing exits here."""
+        raise UnsupportedModelError("keys and values of skipped loops: the model is not recursive")
+
     def copy_states(self, pairs: np.ndarray[Any, Any]) -> None:
         """As ``Runner.copy_states``."""
         self._pool.copy(pairs)

@@ -79,6 +79,15 @@ class Runner(Protocol):
         When it raises before the logits, hidden states between loops are as they were, and the rows
         may be launched again, all or some."""
 
+    def propagate(self, exits: np.ndarray[Any, Any]) -> None:
+        """Write the keys and values that early exits owe, from the hidden states they had: all loops
+        from the first that a row skipped (Depth-Adaptive Transformer, arXiv 1910.10073).
+
+        Args:
+            exits: int32 ``(n, 5)``: hidden-arena row, position, line, slot of keys and values, first
+                loop skipped.
+        """
+
     def copy_states(self, pairs: np.ndarray[Any, Any]) -> None:
         """Copy state slots: int32 ``(n, 2)``, from and to."""
 

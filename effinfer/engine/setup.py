@@ -15,6 +15,7 @@ from effinfer.engine.profile import measure_costs
 from effinfer.engine.runner import Runner, RunnerSpec, make_runner
 
 MODES = ("full", "exit", "lossless")
+EXITED_KV = ("fill", "propagate")
 DRAFT_MARGIN = 0.1  # of a draft in "lossless": it is checked, so may be less sure than an exit
 
 
@@ -28,6 +29,7 @@ class Setup:
     max_positions: int | None
     mode: str
     policy: ExitPolicy | None
+    exited_kv: str
     prefill_chunk: int
     max_ngram: int
     prefix_cache: bool
@@ -56,6 +58,12 @@ class Setup:
             raise ValueError(f"Engine: mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.policy is not None and not hasattr(self.policy, "decide"):
             raise TypeError(f"Engine: policy must be an exit policy, got {self.policy!r:.80}")
+        if self.exited_kv not in EXITED_KV:
+            raise ValueError(
+                f"Engine: exited_kv must be one of {', '.join(EXITED_KV)}, got {self.exited_kv!r}"
+            )
+        if self.exited_kv == "propagate" and self.mode != "exit":
+            raise ValueError(f"Engine: exited_kv 'propagate' needs mode 'exit', got {self.mode!r}")
         if self.costs is not None and len(self.costs) != self.token_budget:
             raise ValueError(
                 f"Engine: costs must have token_budget = {self.token_budget} entries, "
@@ -110,7 +118,7 @@ def _prepare(model: Any, runner: Runner, setup: Setup) -> Parts:
             loops=spec.loops,
             r_min=spec.r_min,
             mode=setup.mode,
-            kv_policy=spec.kv_policy,
+            kv_policy=_kv_policy(spec, setup),
             max_slots=setup.max_slots,
             max_rows=setup.token_budget,
             prefill_chunk=setup.prefill_chunk,
@@ -141,6 +149,17 @@ def _prepare(model: Any, runner: Runner, setup: Setup) -> Parts:
     if spec.has_kv:
         total = min(total, pools.blocks * spec.block_size + 1)  # the last token is never fed
     return Parts(runner, made, pools, policy, total, _eos(model, setup))
+
+
+def _kv_policy(spec: RunnerSpec, setup: Setup) -> str:
+    if setup.exited_kv == "fill":
+        return spec.kv_policy
+    if spec.kv_policy != "depth":
+        raise ValueError(
+            "Engine: exited_kv 'propagate' needs a model with kv_policy 'depth'; with "
+            f"{spec.kv_policy!r} an exit owes no keys and values"
+        )
+    return "propagate"
 
 
 def _policy(model: Any, spec: RunnerSpec, setup: Setup) -> ExitPolicy | None:

@@ -38,6 +38,10 @@ class WrappedRunner:
         """As ``Runner.launch``."""
         return self._inner.launch(batch)
 
+    def propagate(self, exits: np.ndarray[Any, Any]) -> None:
+        """As ``Runner.propagate``."""
+        self._inner.propagate(exits)
+
     def copy_states(self, pairs: np.ndarray[Any, Any]) -> None:
         """As ``Runner.copy_states``."""
         self._inner.copy_states(pairs)

@@ -75,7 +75,9 @@ class Oracle:
             token, leaves = choose(model, self.tokens[-1], self._seen(), hidden[last])
             if loop == model.loops - 1 or (leaves and self._may_exit(loop, last < prompt)):
                 chosen = (token, loop + 1, hidden[last])
-                if not self.fills:
+                # One position of 64 is held against full depth, and its loops run for it.
+                sampled = model.kv_policy == "propagate" and (last + 1) % 64 == 0
+                if not self.fills and not sampled:
                     if model.kv_policy == "propagate":
                         for deeper in range(loop + 1, model.loops):
                             self.keys[deeper][last] = mix(hidden[last]) | 1
