@@ -17,7 +17,9 @@ import torch
 from effinfer.engine.params import MAX_LOGPROBS, SamplingParams
 
 ELEMENTS = 1 << 22  # of a working matrix; more rows are taken in turns
-CANDIDATES = 256  # most probable tokens that top-p looks at before it sorts the vocabulary
+# Most probable tokens that the filters look at before they sort the vocabulary: where top-k keeps
+# fewer, and otherwise.
+FEW_CANDIDATES, CANDIDATES = 64, 256
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 History = Callable[[int], np.ndarray]
@@ -223,8 +225,9 @@ def least_kept(
     filtered = np.flatnonzero((k > 0) | (p < 1.0))
     if len(filtered):
         certain = probs.amax(dim=-1).numpy()
-        for candidates in (min(CANDIDATES, vocab), vocab):
-            some = values[filtered]
+        few = k[filtered].min() > 0 and k[filtered].max() < FEW_CANDIDATES
+        for candidates in (min(FEW_CANDIDATES if few else CANDIDATES, vocab), vocab):
+            some = values if len(filtered) == len(values) else values[filtered]
             if candidates < vocab:
                 some = np.partition(some, vocab - candidates, axis=1)[:, vocab - candidates :]
             descending = np.sort(some, axis=1)[:, ::-1]
