@@ -35,6 +35,7 @@ def application(
     max_queue: int,
     replicas: int = 1,
     max_replicas: int | None = None,
+    react_s: float = 10,
     cpus: float = 1,
 ) -> serve.Application:
     """A Ray Serve application, for ``serve.run``.
@@ -45,6 +46,7 @@ def application(
         max_slots, max_queue: of each replica's engine.
         replicas: how many there are, or are at least.
         max_replicas: how many Ray may make when more than ``max_slots`` requests run or wait in each.
+        react_s: seconds that there must be so many before it makes one.
         cpus: that Ray reserves for a replica.
     """
 
@@ -58,6 +60,8 @@ def application(
                 min_replicas=replicas,
                 max_replicas=max_replicas,
                 target_ongoing_requests=max_slots,
+                look_back_period_s=react_s,
+                upscale_delay_s=react_s,
             )
         }
     # The engine says 429 when it is full, so more than it can hold must get through to it.

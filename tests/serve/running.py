@@ -18,11 +18,11 @@ from tests.engine.toy import Letters, ToyRunner
 PATIENCE_S = 120  # bounds tests that hang; no test depends on how long anything takes
 
 
-def wait_until(what, why):
+def wait_until(what, why, every_s=0.005):
     end = time.monotonic() + PATIENCE_S
     while not what():
         assert time.monotonic() < end, f"waited {PATIENCE_S} s until {why}"
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 class Gate:
