@@ -179,7 +179,11 @@ def run_recursive_demo(
         requests = make_requests(tokenizer(prompt)["input_ids"], longest)
         sides = make_sides(model, longest, slots)
         progress.remove_task(task)
-        _run_rounds(sides, requests, progress)
+        try:
+            _run_rounds(sides, requests, progress)
+        finally:
+            for side in sides:
+                side.engine.close()
         agreements = [agreement(model, requests, side.tokens) for side in sides]
     _show_pictures(console, sides, loops, slots)
     console.print(_table(sides, loops, agreements))
@@ -200,8 +204,6 @@ def run_recursive_demo(
         f"{effinfer.backend_info()['isa']}",
         highlight=False,
     )
-    for side in sides:
-        side.engine.close()
     return same
 
 

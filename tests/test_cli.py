@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from effinfer.cli import app
@@ -59,11 +61,19 @@ def test_demo_prints_the_table(tmp_path):
         assert text in result.output
 
 
+@pytest.fixture
+def one_thread() -> Iterator[list[str]]:
+    """An option for it, which is good for small models; later tests have all threads again."""
+    before = torch.get_num_threads()
+    yield ["--threads", "1"]
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("loops", [2, 4])
-def test_recursive_demo_shows_three_ways(tmp_path, loops):
+def test_recursive_demo_shows_three_ways(tmp_path, loops, one_thread):
     png = tmp_path / "depths.png"
     arguments = ["demo", "--recursive", "--loops", loops, "--tokens", 4, "--slots", 3]
-    arguments += ["--picture", png]
+    arguments += ["--picture", png, *one_thread]
     result = runner.invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
@@ -78,7 +88,14 @@ def test_recursive_demo_shows_three_ways(tmp_path, loops):
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
-def test_recursive_demo_errors(tmp_path, monkeypatch):
+def test_recursive_demo_fails_where_tokens_differ(monkeypatch):
+    monkeypatch.setattr("effinfer.demo_recursive.run_recursive_demo", lambda *_: False)
+    assert runner.invoke(app, ["demo", "--recursive"]).exit_code == 1
+    monkeypatch.setattr("effinfer.demo_recursive.run_recursive_demo", lambda *_: True)
+    assert runner.invoke(app, ["demo", "--recursive"]).exit_code == 0
+
+
+def test_recursive_demo_errors(tmp_path, monkeypatch, one_thread):
     assert "need --recursive" in failure("demo", "--loops", 2)
     assert "need --recursive" in failure("demo", "--slots", 2)
     assert "need --recursive" in failure("demo", "--picture", tmp_path / "x.png")
@@ -86,7 +103,8 @@ def test_recursive_demo_errors(tmp_path, monkeypatch):
     assert "2 or 4, got 3" in failure("demo", "--recursive", "--loops", 3)
     assert "512" in failure("demo", "--recursive", "--tokens", 1000)
     nowhere = tmp_path / "no" / "folder.png"
-    assert str(nowhere) in failure("demo", "--recursive", "--tokens", 1, "--picture", nowhere)
+    arguments = ["demo", "--recursive", "--tokens", 1, "--picture", nowhere, *one_thread]
+    assert str(nowhere) in failure(*arguments)
     monkeypatch.setitem(sys.modules, "PIL", None)  # as if it were not installed
     assert "effinfer[demo]" in failure("demo", "--recursive", "--picture", tmp_path / "x.png")
 
