@@ -63,7 +63,7 @@ def against_full(model: Any, kv_policy: str, batch: int, args: argparse.Namespac
     }
     entry = measure(
         "engine_depth",
-        f"{kv_policy}, batch {batch}, {args.threads} threads",
+        f"{kv_policy}, batch {batch}, threads={args.threads}",
         factories,
         args,
         facts=lambda: {"depth": mean_depth(ours), "batch": batch, "tokens": batch * TOKENS},
@@ -80,7 +80,7 @@ def nothing_exits(model: Any, kv_policy: str, batch: int, args: argparse.Namespa
     never = replay([LOOPS])
     measure(
         "engine_depth",
-        f"nothing exits, {kv_policy}, batch {batch}, {args.threads} threads",
+        f"nothing exits, {kv_policy}, batch {batch}, threads={args.threads}",
         {
             OURS: lambda: Side(busy(model, batch, never).run),
             FULL: lambda: Side(busy(model, batch).run),

@@ -6,7 +6,7 @@ parameters in float32 (113 MB, far beyond any cache) and a head of 3 M.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,14 +61,21 @@ def exits(batch: int, tokens: int) -> Array:
 
 
 class Busy:
-    """An engine whose slots never empty: requests of one-token prompts and ``tokens`` tokens.
+    """An engine whose slots never empty: requests of ``tokens`` tokens, one after the other in each.
 
-    All begin at once and a request that ends is followed by the next in the same slot, so that no
-    launch is spent on a prompt, and none runs with free slots.
+    All begin at once. Prompts are of one token, unless given, so that no launch is spent on them.
     """
 
-    def __init__(self, model: Any, batch: int, tokens: int, **arguments: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batch: int,
+        tokens: int,
+        prompts: Sequence[Sequence[int]] | None = None,
+        **arguments: Any,
+    ) -> None:
         self.batch, self.tokens = batch, tokens
+        self._prompts = prompts or [[1 + i] for i in range(64)]
         self.engine = Engine(
             model, max_slots=batch, max_positions=POSITIONS, prefix_cache=False, **arguments
         )
@@ -90,7 +97,8 @@ class Busy:
         left = [handle for handle in self._running if len(handle.tokens) < self.tokens]
         self._ended += self.tokens * (len(self._running) - len(left))
         while len(left) < self.batch:
-            left.append(self.engine.submit([1 + self._submitted % (VOCAB - 1)], self._params))
+            prompt = self._prompts[self._submitted % len(self._prompts)]
+            left.append(self.engine.submit(prompt, self._params))
             self._submitted += 1
         self._running = left
 

@@ -8,7 +8,8 @@ DraftController::DraftController(const Config& config)
     : loops_(config.loops),
       max_rows_(config.max_rows),
       costs_(config.costs),
-      head_costs_(config.head_costs) {
+      head_costs_(config.head_costs),
+      plain_seconds_(config.costs.empty() ? 0 : config.costs[0]) {
   // Measured times are noisy; more rows never really take less.
   for (size_t n = 1; n < costs_.size(); ++n) costs_[n] = std::max(costs_[n], costs_[n - 1]);
 }
@@ -16,6 +17,7 @@ DraftController::DraftController(const Config& config)
 void DraftController::launched(int rows, int plain_rows, int wanted, int plain_wanted) {
   if (plain_rows == 0) return;
   const double plain = seconds(plain_rows) + head_seconds(plain_wanted);
+  plain_seconds_ = plain;
   row_seconds_ = plain / plain_rows;
   account_ += kAllowance * plain - (seconds(rows) + head_seconds(wanted) - plain);
   account_ = std::min(account_, kMostSaved * plain);

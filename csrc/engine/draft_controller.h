@@ -6,6 +6,7 @@
 // account does not hold; all that it is given for nothing is kAllowance of the time that passes,
 // which bounds what drafts can ever lose.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -16,6 +17,9 @@ namespace effinfer::engine {
 class DraftController {
  public:
   explicit DraftController(const Config& config);
+
+  // Something to begin with, for drafts to show what they are worth.
+  void grant() { account_ = std::max(account_, kGrant * plain_seconds_); }
 
   // Chances, learnt from every prediction whether or not its rows ever ran.
   double acceptance() const { return acceptance_.value; }
@@ -47,6 +51,7 @@ class DraftController {
   static constexpr int kProbe = 64;
   static constexpr double kGain = 1.02;  // drafts must promise more than noise
   static constexpr double kAllowance = 0.005;
+  static constexpr double kGrant = 3;      // launches
   static constexpr double kMostSaved = 8;  // launches that the account holds: loads change
   // A chance learnt as a moving average, whose first outcomes count for more.
   struct Chance {
@@ -65,6 +70,7 @@ class DraftController {
   std::vector<double> costs_, head_costs_;
   Chance acceptance_{0.8}, exits_{0.5};
   double account_ = 0;      // seconds
+  double plain_seconds_;    // of the last launch, had it no drafts
   double row_seconds_ = 0;  // a row's share of the last launch without drafts
   int rows_ = 0;
   int offers_[kLevels] = {};

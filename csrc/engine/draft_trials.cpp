@@ -6,6 +6,7 @@ namespace effinfer::engine {
 
 void DraftTrials::ran(double seconds, int loops, bool prompts) {
   Load& load = *load_;
+  load.begins = false;
   if (prompts || seconds <= 0) return;  // no clock, no trials
   if (++load.launches <= kSettling * loops_) return;
   // What took far longer was interrupted.
@@ -36,6 +37,7 @@ void DraftTrials::end_epoch(Load& load) {
     load.left = load.wait;
   } else if (--load.left <= 0) {
     load.way = load.better == kPlain ? kDrafts : kPlain;
+    load.begins = load.way == kDrafts;
   }
 }
 

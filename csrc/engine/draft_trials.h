@@ -15,6 +15,9 @@ class DraftTrials {
     load_ = &loads_[level(decoding)];
     return load_->way == kDrafts;
   }
+  // Whether drafts begin to be tried with this launch.
+  bool begins() const { return load_->way == kDrafts && load_->launches == 0 && load_->begins; }
+
   // The launch took so many seconds and brought that many certain loops of rows: those it ran, and
   // drafts' that ran before and are now known to be right. Of launches that also read prompts,
   // which take long for other reasons, nothing is learnt.
@@ -41,6 +44,7 @@ class DraftTrials {
     double seconds = 0;
     double typical = 0;          // seconds of a launch
     int left = 1, wait = kWait;  // epochs
+    bool begins = true;          // a trial of drafts, with this epoch
   };
 
   static int level(int decoding) {

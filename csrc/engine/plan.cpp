@@ -22,6 +22,7 @@ int Scheduler::plan(double now) {
   early_ = false;
   for (size_t i = 0; i < active_.size(); ++i) collect(*active_[(turn_ + i) % active_.size()]);
   drafting_ = config_.drafts() && trials_.drafts(decoding_);
+  if (drafting_ && trials_.begins()) controller_.grant();
   auto& urgent = candidates_[kUrgent];
   std::sort(urgent.begin(), urgent.end(), [](const Candidate& a, const Candidate& b) {
     return a.request->progressed < b.request->progressed;
