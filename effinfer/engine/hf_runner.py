@@ -18,6 +18,7 @@ import torch
 
 from effinfer.engine.batch import STATE_IN, STATE_OUT, Batch, Span
 from effinfer.engine.hf_cache import ShapeRecorder, SlotCache, attention, state_shapes
+from effinfer.engine.hf_rowwise import take_over_products
 from effinfer.engine.kv import KVPages, StatePool
 from effinfer.engine.runner import BLOCK_SIZE, Room, RunnerSpec
 from effinfer.errors import UnsupportedModelError
@@ -41,6 +42,7 @@ class HFRunner:
             raise UnsupportedModelError(_message(model, reasons))
         self._model = model
         self._configs: list[tuple[Any, Any]] = []
+        self._replaced: list[tuple[dict[str, Any], str, Any]] = []
         names = inspect.signature(type(model).forward).parameters
         self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         self._options = {name for name in ("position_ids", "logits_to_keep") if name in names}
@@ -94,7 +96,8 @@ class HFRunner:
         self._compare(tokens[0].tolist(), whole, dtype)
 
     def _take_over(self) -> None:
-        """Copies of the configurations in all modules, with our attention function in them."""
+        """Copies of the configurations in all modules, with our attention function in them; and
+        what torch computes by the number of rows replaced."""
         from transformers import AttentionInterface
 
         AttentionInterface.register(ATTENTION, attention)
@@ -106,8 +109,11 @@ class HFRunner:
             if id(own) not in copies:
                 copies[id(own)] = copy.deepcopy(own)
                 copies[id(own)]._attn_implementation = ATTENTION
+                copies[id(own)]._experts_implementation = "eager"  # expert by expert, by F.linear
             self._configs.append((module, own))
             module.config = copies[id(own)]
+        with torch.inference_mode(False), torch.no_grad():
+            self._replaced = take_over_products(self._model)
 
     def _compare(self, tokens: list[int], whole: torch.Tensor, dtype: torch.dtype) -> None:
         """Run ``tokens`` in pieces, two sequences at a time, against the logits of one forward."""
@@ -213,7 +219,9 @@ class HFRunner:
         """Give the model its configurations back, and its stock modules if it was patched here."""
         for module, config in self._configs:
             module.config = config
-        self._configs = []
+        for owner, name, value in self._replaced:
+            owner[name] = value
+        self._configs, self._replaced = [], []
         if self._patched:
             unpatch(self._model)
             self._patched = False

@@ -14,11 +14,17 @@ from tests.engine.runners import prompts, tiny
 from tests.engine.test_generate import llama
 from tests.patch.models import tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SSM = ("mamba", "falcon_mamba", "mamba2", "bamba", "falcon_h1")
+EXPERTS = ("jamba", "granitemoehybrid")
 MODELS = {
     "llama": llama,
+    "mixtral": partial(tiny, "mixtral", num_local_experts=4),
     "gemma2": partial(tiny, "gemma2", head_dim=16, sliding_window=6),
-    **{name: partial(tiny_model, name) for name in SSM},
+    **{name: partial(tiny_model, name) for name in (*SSM, *EXPERTS)},
+    # Their router's sigmoid is torch's, whose vectors must fit a row.
+    "nemotron_h": partial(tiny_model, "nemotron_h", n_routed_experts=32),
+    "zamba2": partial(tiny_model, "zamba2"),  # with GELU
 }
 LENGTHS = (37, 5, 70, 37, 1, 23)
 PARAMS = SamplingParams(max_tokens=10)

@@ -16,6 +16,7 @@ from tests.engine.runners import tiny
 from tests.engine.test_generate import llama
 from tests.patch.models import tiny_model, tokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SSM = ("mamba", "mamba2", "jamba", "bamba", "falcon_h1")
 ATTENTION = {
     "mistral": {"sliding_window": 7},

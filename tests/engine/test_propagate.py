@@ -11,17 +11,9 @@ from effinfer import SamplingParams
 from effinfer.engine import policies
 from tests.engine.test_engine_models import engine_of, prompts, recursive
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NEW = 40
 SAMPLED = 64  # one position of so many runs all loops, to be held against full depth
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The oracle's products are too small for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Oracle:

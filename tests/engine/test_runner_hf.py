@@ -35,6 +35,7 @@ def build(name):
 def test_chunks_and_decode_rows_together_are_the_model(name):
     model, sequences = build(name), prompts(*LENGTHS)
     config, classes = model.config, [type(module) for module in model.modules()]
+    weights = list(model.parameters())
     with effinfer.patched(model):  # in one forward, as the stock Mamba-1 is right too
         whole = [serial(model, tokens) for tokens in sequences]
     runner = make_runner(model)
@@ -42,14 +43,14 @@ def test_chunks_and_decode_rows_together_are_the_model(name):
     for got, want in zip(Driver(runner, sequences).run(), whole, strict=True):
         assert_close(got[0], want.double(), 1e-5)
     runner.close()
+    assert all(a is b for a, b in zip(model.parameters(), weights, strict=True))
     assert model.config is config
     assert all(m.config is config for m in model.modules() if "config" in m.__dict__)
     assert [type(module) for module in model.modules()] == classes
 
 
-# Not the families with experts, and not Zamba-2: what torch computes there (grouped products, and GELU,
-# which is oneDNN's where a tensor is contiguous) depends on the number of rows.
-@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2", "bamba", "falcon_h1"])
+# Not Nemotron-H: its router's sigmoid is torch's, and four experts do not fill its vectors.
+@pytest.mark.parametrize("name", [name for name in SSM if name != "nemotron_h"])
 def test_order_changes_no_bit(name):
     model, sequences = tiny_model(name), prompts(6, 1, 11, 6)
     runner = make_runner(model)
