@@ -59,6 +59,7 @@ class Tally:
     tokens: int = 0  # of whole answers
     refusals_s: list[float] = field(default_factory=list)
     unexpected: Counter[str] = field(default_factory=Counter)
+    crashes: int = 0
     resident: list[int] = field(default_factory=list)
 
 
@@ -187,6 +188,7 @@ class Load:
             task.add_done_callback(running.discard)
             if at >= next_crash:
                 server.send_signal(signal.SIGUSR1)
+                self.tally.crashes += 1
                 next_crash += crash_every
             if at >= next_look:
                 self.tally.resident.append((await self.fetch("/ledger"))["resident_bytes"])
@@ -255,6 +257,7 @@ async def soak(port: int, minutes: float, server: Any) -> dict[str, Any]:
             "nothing owed": account["all_blocks_free"]
             and account["running"] == account["waiting"] == account["admitted_tokens"] == 0,
             "nothing lost": not tally.unexpected,
+            "every engine that broke down came back": account["restarts"] == tally.crashes > 0,
             "only engines that broke down failed anyone": tally.outcomes["500"]
             <= account["restarts"] * (account["slots"] + account["queue"]),
             "p99 refusal < 20 ms": p99 < 20,

@@ -1,6 +1,6 @@
 """The server that bench/soak.py loads: ``effinfer serve``'s own, over a model with faults in it.
 
-A prompt that ends in the token ``POISON`` gets NaN logits; SIGUSR1 makes the next launch
+A prompt that ends in the token ``POISON`` gets NaN logits; SIGUSR1 makes every launch of the runner
 raise, which breaks the engine down. ``/ledger`` counts admitted requests and their ends.
 """
 
@@ -88,20 +88,22 @@ class Ledger:
 
 
 class Faulty:
-    """A runner that breaks when told to, and poisons what asks for it."""
+    """A runner that breaks for good when told to, and poisons what asks for it."""
 
     crash = False
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.spec = inner.spec
+        self._dead = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def launch(self, batch: Batch) -> torch.Tensor | None:
         if Faulty.crash:
-            Faulty.crash = False
+            self._dead, Faulty.crash = True, False
+        if self._dead:
             raise RuntimeError("told to")
         logits: torch.Tensor | None = self._inner.launch(batch)
         if logits is not None:
