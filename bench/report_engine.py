@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench import report_depth
 from bench.report_claims import Claim, Goal, load
 
 THREADS = (1, 2)
@@ -67,4 +68,5 @@ def goals() -> list[Goal]:
                 )
             ],
         ),
+        *report_depth.goals(),
     ]

@@ -20,6 +20,7 @@ import numpy as np
 
 from bench.peers.common import OURS, Side, arguments, measure
 from bench.peers.recursive_sides import LOOPS, Busy, Judged, exits, launches, random_model
+from bench.report_depth import bound, share_of_bound
 from effinfer.engine.policies import ExitPolicy, replay
 from effinfer.engine.runner import make_runner
 
@@ -44,13 +45,6 @@ def mean_depth(served: Busy) -> float:
     return float(counts @ np.arange(1, LOOPS + 1) / counts.sum())
 
 
-def bound(entry: dict[str, Any]) -> float:
-    """How much faster exits can make tokens: (F0 + R Fr) / (F0 + d Fr), as measured."""
-    ms = {name: spread["median"] for name, spread in entry["ms"].items()}
-    loop, head = ms[LOOP], ms[HEAD] - ms[LOOP]
-    return (head + LOOPS * loop) / (head + entry["depth"] * loop)
-
-
 def against_full(model: Any, kv_policy: str, batch: int, args: argparse.Namespace) -> None:
     recorded = exits(batch, TOKENS)
     ours = busy(model, batch, replay(recorded))
@@ -69,10 +63,9 @@ def against_full(model: Any, kv_policy: str, batch: int, args: argparse.Namespac
         facts=lambda: {"depth": mean_depth(ours), "batch": batch, "tokens": batch * TOKENS},
     )
     if entry is not None:
-        gain, most = entry["ratio"][FULL]["median"], bound(entry)
         print(
-            f"  {gain:.2f}x at a mean depth of {entry['depth']:.2f}; bound {most:.2f}x, "
-            f"{gain / most:.1%} of it"
+            f"  mean depth {entry['depth']:.2f}; bound {bound(entry):.2f}x, "
+            f"{share_of_bound(entry):.1%} of it"
         )
 
 
