@@ -11,6 +11,7 @@ from tests.engine.test_engine import make, prompt_of
 from tests.engine.test_engine_models import MODELS, alone, engine_of, recursive
 from tests.engine.toy import Letters, serial
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BAD = 7
 PARAMS = SamplingParams(max_tokens=8)
 MODES = {
