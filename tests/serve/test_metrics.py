@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from effinfer.engine import Engine
+from effinfer.loading import load_model
 from effinfer.models import recursive_demo_path
-from effinfer.serve import ServedModel, ServeSettings
+from effinfer.serve import ServeSettings, create_app
 from tests.serve.running import RunningServer
 
 
@@ -35,9 +37,15 @@ def test_metrics_count_what_happened(make_server):
 
 
 def test_metrics_of_drafts_and_exits():
-    served = ServedModel(recursive_demo_path(), mode="lossless", max_slots=4)
+    model, tokenizer = load_model(recursive_demo_path())
+
+    def make_engine():
+        # Rows cost nothing more in a launch: whether drafts pay on this machine is another question.
+        costs = {"token_budget": 64, "costs": [1e-3] * 64}
+        return Engine(model, tokenizer, mode="lossless", max_slots=4, **costs)
+
     settings = ServeSettings(model_name="demo-recursive")
-    with RunningServer(served.app(settings), settings) as server:
+    with RunningServer(create_app(make_engine, tokenizer, settings), settings) as server:
         assert server.complete("The :mod:`json` module", max_tokens=60).status_code == 200
         found = scraped(server)
     drafted = found["effinfer:rows_total", "draft"]
