@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import socket
 import sys
@@ -18,6 +20,7 @@ from effinfer.serve.supervisor import Supervisor
 # Seconds that a thread keeps Python's lock from another that waits. By default 5 ms: an event loop
 # busy with bodies and streams would have the engine wait that long many times in each launch.
 _SWITCH_S = 0.0005
+_M_MMAP_THRESHOLD = -3  # of <malloc.h>
 _LAST_WORDS_S = 5  # for answers to be written after the drain has ended
 
 
@@ -79,12 +82,20 @@ class Server(uvicorn.Server):
         await stopping
 
 
+def _give_back_large_buffers() -> None:
+    """Have glibc return memory of this size and more to the system when it is freed. Left alone it
+    learns to keep it, and the memory of a server whose engine is replaced would not be flat."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
 def run(app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT; then let what runs end, for ``settings.drain_s`` seconds.
 
     Raises:
         SystemExit: the address is taken, or the engine can't be made; uvicorn has said why.
     """
+    _give_back_large_buffers()
     sys.setswitchinterval(_SWITCH_S)
     # The libraries and the model stay: a collector that goes through them holds everybody up.
     gc.collect()
