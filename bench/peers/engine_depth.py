@@ -24,7 +24,7 @@ from bench.report_depth import bound, share_of_bound
 from effinfer.engine.policies import ExitPolicy, replay
 from effinfer.engine.runner import make_runner
 
-TOKENS = 64  # of a request
+TOKENS = 32  # of a request
 BATCHES = (1, 4, 8, 16)
 FULL, JUDGED, LOOP, HEAD = "full", "judged", "loop", "loop and head"
 LAUNCHES = 32  # of the bare sides, in one run
