@@ -7,8 +7,13 @@ namespace effinfer::engine {
 void DraftTrials::ran(double seconds, int loops, bool prompts) {
   Load& load = *load_;
   load.begins = false;
-  if (prompts || seconds <= 0) return;  // no clock, no trials
-  if (++load.launches <= kSettling * loops_) return;
+  if (seconds <= 0) return;  // no clock, no trials
+  if (load.launches < kSettling * loops_) {
+    ++load.launches;
+    return;
+  }
+  if (prompts) return;
+  ++load.launches;
   // What took far longer was interrupted.
   const double counted =
       load.typical > 0 ? std::min(seconds, kInterrupted * load.typical) : seconds;

@@ -18,6 +18,10 @@ class DraftTrials {
   // Whether drafts begin to be tried with this launch.
   bool begins() const { return load_->way == kDrafts && load_->launches == 0 && load_->begins; }
 
+  // Whether launches have just gone back to plain ones: drafts have brought requests out of step,
+  // whose logits shared launches.
+  bool realigns() const { return load_->way == kPlain && load_->launches < kSettling * loops_; }
+
   // The launch took so many seconds and brought that many certain loops of rows: those it ran, and
   // drafts' that ran before and are now known to be right. Of launches that also read prompts,
   // which take long for other reasons, nothing is learnt.
@@ -27,11 +31,9 @@ class DraftTrials {
   enum Way : int8_t { kPlain, kDrafts };
   // Launches of an epoch, in loops: those at its start that still hold work of the other way, and
   // those that are timed.
-  static constexpr int kSettling = 1, kTimed = 4;
-  // Epochs from one trial of the slower way to the next; twice as many after each that it lost. A
-  // trial of drafts costs more than its own launches: requests that ran in step, whose logits
-  // shared launches, do so no more.
-  static constexpr int kWait = 256, kMostWait = 4096;
+  static constexpr int kSettling = 2, kTimed = 6;
+  // Epochs from one trial of the slower way to the next; twice as many after each that it lost.
+  static constexpr int kWait = 32, kMostWait = 4096;
   static constexpr double kGain = 1.01;      // drafts must give more than noise
   static constexpr double kInterrupted = 4;  // times what a launch takes
   static constexpr int kLevels = 8;

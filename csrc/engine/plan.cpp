@@ -19,9 +19,14 @@ int Scheduler::plan(double now) {
   prefill_room_ = config_.chunk();
   decoding_ = 0;
   for (auto& candidates : candidates_) candidates.clear();
-  early_ = false;
-  for (size_t i = 0; i < active_.size(); ++i) collect(*active_[(turn_ + i) % active_.size()]);
+  early_ = waiting_ = false;
+  for (const Request* r : active_) {
+    decoding_ += r->end >= r->prompt;
+    waiting_ |= r->end >= r->prompt && !r->chain.empty();
+  }
   drafting_ = config_.drafts() && trials_.drafts(decoding_);
+  waiting_ = waiting_ && config_.loops > 1 && config_.drafts() && trials_.realigns();
+  for (size_t i = 0; i < active_.size(); ++i) collect(*active_[(turn_ + i) % active_.size()]);
   if (drafting_ && trials_.begins()) controller_.grant();
   auto& urgent = candidates_[kUrgent];
   std::sort(urgent.begin(), urgent.end(), [](const Candidate& a, const Candidate& b) {
@@ -47,7 +52,6 @@ int Scheduler::plan(double now) {
 }
 
 void Scheduler::collect(Request& r) {
-  decoding_ += r.end >= r.prompt;
   for (size_t i = 0; i < r.chain.size(); ++i)
     candidates_[rank_of(r, r.chain[i])].push_back({&r, i});
   if (can_extend(r)) {
@@ -60,6 +64,7 @@ void Scheduler::collect(Request& r) {
 }
 
 bool Scheduler::can_extend(const Request& r) const {
+  if (waiting_ && r.end >= r.prompt) return false;
   if (r.end == r.length || static_cast<int>(r.chain.size()) == config_.chain_limit()) return false;
   // Dropped at their exits, spans have none before them.
   if (!config_.fills() && !r.chain.empty() && r.chain.back().sampled) return false;

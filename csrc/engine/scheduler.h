@@ -155,6 +155,7 @@ class Scheduler {
   size_t turn_ = 0;        // who is first when not all fit
   int decoding_ = 0;       // requests past their prompts
   bool drafting_ = false;  // drafts may be begun
+  bool waiting_ = false;   // tokens begin together again, when none is on its way
   bool early_ = false;     // lossless: exits are asked for
   bool prompts_ = false;   // some of its rows are of prompts
   double started_ = 0;     // when

@@ -121,7 +121,8 @@ def test_prompt_lookup_is_never_slower(batch: int, costs: str) -> None:
 
 def test_prompt_lookup_pays_on_text_that_repeats_itself() -> None:
     plain, lookup = (
-        run("full", COSTS["memory"], 1, loops=1, period=5, max_ngram=n) for n in (0, 4)
+        run("full", COSTS["memory"], 1, loops=1, period=5, tokens_each=2 * TOKENS, max_ngram=n)
+        for n in (0, 4)
     )
     assert plain / lookup >= 2
 
