@@ -41,6 +41,7 @@ class Browser:
         self._numbers = itertools.count(1)
         self._received = b""
         self._session = None
+        self._url = ""
         self.errors = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -59,6 +60,7 @@ class Browser:
 
     def open(self, url):
         self.errors.clear()
+        self._url = url
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
 
@@ -97,7 +99,9 @@ class Browser:
                 self.errors.append(answer["params"]["exceptionDetails"])
             if answer.get("method") == "Log.entryAdded":
                 entry = answer["params"]["entry"]
-                self.errors += [entry] if entry["level"] == "error" else []
+                # The page before, whose server has gone, may still be complaining.
+                own = entry.get("url", self._url).startswith(self._url)
+                self.errors += [entry] if own and entry["level"] == "error" else []
 
     def _next(self):
         """The next message; each ends with a zero byte."""
