@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from effinfer.ops.linear import linear, pack_linear
+from effinfer.ops.softmax_top2 import softmax_top2
 
 Array = np.ndarray[Any, Any]
 
@@ -83,10 +84,8 @@ class Margin(ExitPolicy):
 
     def scores(self, rows: ExitRows) -> Array:
         """Between 0 and 1."""
-        exponentials, lines = _exponentials(rows), np.arange(len(rows.top))
-        total = exponentials.sum(axis=1)
-        exponentials[lines, rows.top] = 0
-        return np.asarray((1 - exponentials.max(axis=1)) / total)
+        first, second = softmax_top2(rows.logits).numpy().T
+        return np.asarray(first - second)  # NaN for an unsound row, which does not exit
 
 
 class MaxProb(ExitPolicy):
@@ -96,7 +95,7 @@ class MaxProb(ExitPolicy):
 
     def scores(self, rows: ExitRows) -> Array:
         """Between 0 and 1."""
-        return np.asarray(1 / _exponentials(rows).sum(axis=1))
+        return softmax_top2(rows.logits).numpy()[:, 0]
 
 
 class Entropy(ExitPolicy):
@@ -288,14 +287,6 @@ class _Remembered:
             self._keys = np.concatenate([self._keys, np.full((more, 3), -1, dtype=np.int64)])
             empty = np.zeros((more, *values.shape[1:]), dtype=self._values.dtype)
             self._values = np.concatenate([self._values, empty])
-
-
-def _exponentials(rows: ExitRows) -> Array:
-    """``(n, vocab)`` probabilities over the largest one. numpy's sum along contiguous lines takes one
-    line at a time, and torch's softmax four times as long for the few rows of a launch."""
-    logits = rows.logits.numpy()
-    with np.errstate(invalid="ignore"):  # an unsound row gives NaN, and does not exit
-        return np.asarray(np.exp(logits - logits[np.arange(len(logits)), rows.top, None]))
 
 
 def _probabilities(rows: ExitRows) -> torch.Tensor:

@@ -31,6 +31,7 @@ from effinfer.ops.selective_scan_lti import discretize, selective_scan_lti
 from effinfer.ops.selective_scan_s5 import selective_scan_s5
 from effinfer.ops.selective_state_update import selective_state_update
 from effinfer.ops.silu_mul import silu_mul
+from effinfer.ops.softmax_top2 import softmax_top2
 from effinfer.ops.ssd import ssd
 from effinfer.ops.ssd_state_update import ssd_state_update
 from effinfer.ops.state_copy import (
@@ -72,6 +73,7 @@ __all__ = [
     "selective_scan_s5",
     "selective_state_update",
     "silu_mul",
+    "softmax_top2",
     "ssd",
     "ssd_state_update",
     "state_copy",

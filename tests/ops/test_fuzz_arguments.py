@@ -115,6 +115,7 @@ CALLS = {
         "B": randn(3, 4), "C": randn(3, 4), "D": randn(6), "z": randn(3, 6), "dt_bias": randn(6),
         "dt_softplus": True, "state_indices": int32(4, -1, 0)},
     "silu_mul": lambda: {"gate": randn(3, 8), "up": randn(3, 8)},
+    "softmax_top2": lambda: {"logits": randn(3, 9)},
     "ssd": lambda: {**ssd(), **scan_options(4, 3, 5)},
     "ssd_state_update": lambda: {
         "state": randn(5, 4, 3, 5), "x": randn(3, 4, 3), "dt": randn(3, 4), "A": -torch.rand(4),
@@ -293,7 +294,8 @@ def test_one_meta_tensor_is_refused_by_the_dispatcher_too(form, monkeypatch):
     monkeypatch.setattr(Op, "__call__", lambda self, *args: self._torch_op(*args))
     name, build = form
     torch.manual_seed(0)
-    for key in [key for key, value in build().items() if torch.is_tensor(value)]:
+    tensors = [key for key, value in build().items() if torch.is_tensor(value)]
+    for key in tensors if len(tensors) > 1 else []:  # a lone one on meta asks for the fake
         args = build()
         args[key] = args[key].to("meta")
         before = copies(args)
