@@ -23,7 +23,7 @@ struct LowRankAdd {
   static constexpr int64_t kPanel = 16;
   struct Part {
     int64_t outputs, rank;
-    int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+    constexpr int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   };
 
   const void* x;         // [rows, k]
