@@ -125,7 +125,7 @@ void run_fixed(py::handle x_, py::handle threshold_, py::handle packed_, int64_t
   const Tensor x = want_dense(kOp, "x", x_, kI32, {kAny, kAny, kAny, kAny});
   BinaryConv2d args = arguments(kOp, kI32, x, packed_, in_channels, out_channels, kernel, stride,
                                 padding, dilation, pad_ones, threshold_);
-  if (args.threshold == nullptr) reject(kOp, "threshold", "be a tensor", "None");
+  if (args.threshold == nullptr) reject(kOp, "threshold", "be given", "None");
   const int64_t terms = std::max<int64_t>(args.channels * args.kernel[0] * args.kernel[1], 1);
   const int32_t most_gain = std::bit_width(static_cast<uint64_t>(kFixedLimit / terms)) - 1;
   const auto per_output = [&](const char* arg, py::handle object, int32_t least, int32_t most) {

@@ -27,18 +27,24 @@ void take_parts(LowRankAdd& args, py::handle parts_) {
   }
 }
 
+Rows want_matrix(const char* arg, py::handle object, uint32_t types, int64_t rows, int64_t dim) {
+  const Rows r = want_rows(kOp, arg, object, types, rows, dim);
+  if (r.tensor.ndim != 2) reject(kOp, arg, "have 2 dimensions", shape_text(r.tensor));
+  return r;
+}
+
 void run(py::handle x_, py::handle index_, py::handle down_, py::handle up_, py::handle bias_,
          py::handle parts_, py::handle y_) {
-  const Rows x = want_rows(kOp, "x", x_, kFloats);
+  const Rows x = want_matrix("x", x_, kFloats, kAny, kAny);
   LowRankAdd args = {};
   take_parts(args, parts_);
-  const Tensor index = want_dense(kOp, "index", index_, kI32, {x.rows});
-  const Tensor down = want_dense(kOp, "down", down_, kFloats, {kAny, args.rank, x.dim});
+  const Tensor index = want_array(kOp, "index", index_, kI32, {x.rows});
+  const Tensor down = want_array(kOp, "down", down_, kFloats, {kAny, args.rank, x.dim});
   const int64_t groups = down.shape[0];
-  const Tensor up = want_dense(kOp, "up", up_, down.type, {groups, args.up_size});
+  const Tensor up = want_array(kOp, "up", up_, down.type, {groups, args.up_size});
   const Tensor bias = want_optional(kOp, "bias", bias_, kF32, {groups, args.n});
   if (bias && !bias.is_contiguous()) reject(kOp, "bias", "be contiguous", "a strided view");
-  const Rows y = want_rows(kOp, "y", y_, x.tensor.type, x.rows, args.n);
+  const Rows y = want_matrix("y", y_, x.tensor.type, x.rows, args.n);
   want_writable(kOp, "y", y.tensor);
   args.x = x.tensor.data;
   args.index = index.as<const int32_t>();

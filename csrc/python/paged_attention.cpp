@@ -63,8 +63,7 @@ void run(py::handle q_, py::handle k_pages_, py::handle v_pages_, py::handle blo
   const Tensor table = want(kOp, "block_table", block_table_, kI32, {kAny, kAny});
   if (table.stride[1] != 1 && table.shape[1] > 1)
     reject(kOp, "block_table", "have contiguous rows", "strides of another kind");
-  const Tensor position = want_dense(kOp, "position", position_, kI32, {rows});
-  if (!position) reject(kOp, "position", "be given", "None");
+  const Tensor position = want_array(kOp, "position", position_, kI32, {rows});
   const auto* const at = position.as<const int32_t>();
   const auto is_row = [at](int64_t row) { return at[row] >= 0; };
   const Tensor sequence =

@@ -42,8 +42,8 @@ void run_by_row(py::handle x_, py::handle weight_, py::handle index_, double eps
   constexpr auto op = "rms_norm_by_row";
   const Rows x = want_rows(op, "x", x_, kFloats);
   const Rows y = want_rows(op, "y", y_, x.tensor.type, x.rows, x.dim);
-  const Tensor weight = want_dense(op, "weight", weight_, kF32, {kAny, x.dim});
-  const Tensor index = want_dense(op, "index", index_, kI32, {x.rows});
+  const Tensor weight = want_array(op, "weight", weight_, kF32, {kAny, x.dim});
+  const Tensor index = want_array(op, "index", index_, kI32, {x.rows});
   RmsNorm args = {};
   args.x = x.tensor.data;
   args.weight = weight.as<const float>();

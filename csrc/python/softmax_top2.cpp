@@ -8,7 +8,7 @@ void run(py::handle logits_, py::handle y_) {
   constexpr auto op = "softmax_top2";
   const Rows logits = want_rows(op, "logits", logits_, kFloats);
   if (logits.dim == 0 && logits.rows > 0) reject(op, "logits", "have at least one column", "none");
-  const Tensor y = want_dense(op, "y", y_, kF32, {logits.rows, 2});
+  const Tensor y = want_array(op, "y", y_, kF32, {logits.rows, 2});
   const SoftmaxTop2 args = {
       .x = logits.tensor.data,
       .y = y.as<float>(),

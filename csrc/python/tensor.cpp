@@ -167,6 +167,12 @@ Tensor want_dense(const char* op, const char* arg, py::handle object, uint32_t t
   return t;
 }
 
+Tensor want_array(const char* op, const char* arg, py::handle object, uint32_t types,
+                  std::initializer_list<int64_t> shape) {
+  if (object.is_none()) reject(op, arg, "be given", "None");
+  return want_dense(op, arg, object, types, shape);
+}
+
 Rows want_rows(const char* op, const char* arg, py::handle object, uint32_t types, int64_t rows,
                int64_t dim, bool optional) {
   if (optional && object.is_none()) return {};

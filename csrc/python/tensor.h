@@ -68,6 +68,9 @@ Tensor want_optional(const char* op, const char* arg, py::handle object, uint32_
 // The same, for what a kernel reads as a plain array: it must be contiguous too.
 Tensor want_dense(const char* op, const char* arg, py::handle object, uint32_t types,
                   std::initializer_list<int64_t> shape);
+// The same, where None is refused.
+Tensor want_array(const char* op, const char* arg, py::handle object, uint32_t types,
+                  std::initializer_list<int64_t> shape);
 
 // A tensor [..., dim] seen as rows of contiguous elements, one stride apart.
 struct Rows {

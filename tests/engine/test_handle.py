@@ -161,9 +161,10 @@ def test_readers_of_an_engine_that_breaks_down_are_told():
     engine = make()
     engine.runner.explode = True
     engine.run_in_thread()
-    output = engine.submit(prompt_of(0)).result(timeout=60)
-    assert output.finish_reason == "error"
-    assert "boom" in output.error
+    for _ in range(3):  # the third request in a row that fails alone is one too many
+        output = engine.submit(prompt_of(0)).result(timeout=60)
+        assert output.finish_reason == "error"
+        assert "boom" in output.error
     with pytest.raises(EngineClosed, match="boom"):
         engine.submit(prompt_of(0))
     engine.close()
