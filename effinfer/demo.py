@@ -157,6 +157,17 @@ def _agreement(stock: list[int], ours: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(stock, ours, strict=True)) if a != b), len(stock))
 
 
+def progress_bars(console: Console) -> Progress:
+    """Bars with counts and times, gone when done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
 def run_demo(
     prompt: str, tokens: int, threads: int | None = None, bits: Bits | None = None
 ) -> bool:
@@ -168,13 +179,7 @@ def run_demo(
     console = Console()
     if threads is not None:
         torch.set_num_threads(threads)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bars(console) as progress:
         task = progress.add_task("loading the model", total=None)
         model, tokenizer = load_model(demo_path())
         ids = tokenizer(prompt, return_tensors="pt").input_ids

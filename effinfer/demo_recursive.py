@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 import effinfer
+from effinfer.demo import progress_bars
 from effinfer.depth_picture import grid, legend, render
 from effinfer.depth_png import Panel, draw_png, require_pillow
 from effinfer.engine import policies
@@ -167,13 +168,7 @@ def run_recursive_demo(
         require_pillow()
     if threads is not None:
         torch.set_num_threads(threads)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bars(console) as progress:
         task = progress.add_task("loading the model", total=None)
         model, tokenizer = load_model(recursive_demo_path(loops))
         requests = make_requests(tokenizer(prompt)["input_ids"], longest)
