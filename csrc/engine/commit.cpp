@@ -29,7 +29,8 @@ void Scheduler::advance(Request& r, const int32_t* tokens, const uint8_t* exits)
     }
     span.picked = false;
     ++span.loop;
-    const bool exit = span.wanted > 0 && exits && exits[span.wanted_at];
+    const bool exit = span.wanted > 0 && (launch_.wanted_final.data[span.wanted_at] ||
+                                          (exits && exits[span.wanted_at]));
     if (span.wanted > 0 && span.sampled) {
       check_exit(tokens[span.wanted_at] == r.tokens[span.end()]);
     } else if (span.wanted > 0 && (span.loop == c.loops || (c.mode == Mode::exit && exit))) {

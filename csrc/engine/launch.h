@@ -29,12 +29,14 @@ struct Launch {
         wanted(c.max_rows),
         wanted_ids(c.max_rows),
         wanted_draft(c.max_rows),
+        wanted_final(c.max_rows),
         propagations(c.max_rows),
         events(2 * (c.max_rows + c.max_slots) + 64) {}
 
   void clear() {
     for (auto* column : {&tokens, &positions, &loops, &arena, &lines, &kv_slots}) column->count = 0;
-    segments.count = wanted.count = wanted_ids.count = wanted_draft.count = 0;
+    segments.count = wanted.count = wanted_ids.count = 0;
+    wanted_draft.count = wanted_final.count = 0;
     early = 0;
   }
 
@@ -42,11 +44,12 @@ struct Launch {
   Column<int32_t> tokens, positions, loops, arena, lines, kv_slots;
   // Rows of one request at one loop: first row, rows, loop, line, state_in, state_out.
   Column<std::array<int32_t, 6>> segments;
-  // Rows whose logits are wanted: row, line; whose they are; whether drafts stand before them.
+  // Rows whose logits are wanted: row, line; whose they are; whether drafts stand before them;
+  // whether their tokens are taken whatever the policy says.
   Column<std::array<int32_t, 2>> wanted;
   Column<int64_t> wanted_ids;
-  Column<uint8_t> wanted_draft;
-  int early = 0;  // of them, those with loops left: the policy is asked about these
+  Column<uint8_t> wanted_draft, wanted_final;
+  int early = 0;  // of them, those that are not final: the policy is asked about these
   // Exited positions whose deeper planes are to be written from their hidden state: arena row,
   // position, line, KV slot, first of those planes.
   Column<std::array<int32_t, 5>> propagations;

@@ -8,7 +8,7 @@ namespace effinfer::engine {
 
 void Scheduler::submit(int64_t id, const int32_t* prompt, int64_t prompt_length,
                        int64_t max_new_tokens, std::vector<int32_t> stop_ids, int priority,
-                       double deadline) {
+                       double deadline, int min_loops, int max_loops) {
   constexpr auto op = "submit";
   const auto number = [](auto value) { return std::to_string(value); };
   if (requests_.count(id)) reject(op, "request_id", "be new", number(id) + ", which is in use");
@@ -25,6 +25,12 @@ void Scheduler::submit(int64_t id, const int32_t* prompt, int64_t prompt_length,
            "fit all " + number(blocks_.size()) + " blocks of " + number(config_.block_size),
            number(prompt_length) + " and " + number(max_new_tokens));
   if (deadline != deadline) reject(op, "deadline", "be a number", "nan");
+  const int least = config_.mode == Mode::exit ? config_.r_min : config_.loops;
+  if (max_loops < least || max_loops > config_.loops)
+    reject(op, "max_loops", "be in [" + number(least) + ", " + number(config_.loops) + "]",
+           number(max_loops));
+  if (min_loops < 1 || min_loops > max_loops)
+    reject(op, "min_loops", "be in [1, max_loops = " + number(max_loops) + "]", number(min_loops));
   auto request = std::make_unique<Request>();
   request->id = id;
   request->tokens = Tokens(new int32_t[total]);
@@ -34,6 +40,8 @@ void Scheduler::submit(int64_t id, const int32_t* prompt, int64_t prompt_length,
   request->stop_ids = std::move(stop_ids);
   request->priority = priority;
   request->deadline = deadline;
+  request->min_loops = std::max(min_loops, config_.r_min);
+  request->max_loops = max_loops;
   next_deadline_ = std::min(next_deadline_, deadline);
   queue_.push(request.get());
   requests_.emplace(id, std::move(request));

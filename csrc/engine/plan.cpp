@@ -205,7 +205,7 @@ bool Scheduler::wants_logits(const Request& r, const Span& span) const {
   const Config& c = config_;
   if (span.end() < r.prompt) return false;
   if (span.loop == c.loops - 1) return c.mode != Mode::exit || !span.exited || span.sampled;
-  if (c.mode == Mode::full || span.exited || span.loop < c.r_min - 1) return false;
+  if (c.mode == Mode::full || span.exited || span.loop < r.min_loops - 1) return false;
   if (span.first < r.prompt && !c.prefill_exits()) return false;
   if (c.mode == Mode::exit) return true;
   return c.drafts() && span.end() < r.total - 1 && (early_ || span.probed);
@@ -245,11 +245,13 @@ void Scheduler::emit_span(Request& r, Span& span) {
   }
   span.wanted = wants_logits(r, span) ? 1 + span.proposed : 0;
   span.wanted_at = launch.wanted.count;
-  if (span.loop < c.loops - 1) launch.early += span.wanted;
+  const bool final = span.loop >= r.max_loops - 1;
+  if (!final) launch.early += span.wanted;
   for (int at = span.end() - span.wanted; at < span.end(); ++at) {
     launch.wanted.push({first_row + at - span.first, r.line});
     launch.wanted_ids.push(r.id);
     launch.wanted_draft.push(at >= r.known);
+    launch.wanted_final.push(final);
   }
   const bool fill = c.mode == Mode::exit && span.exited;
   const bool verify = c.mode == Mode::lossless && span.exited;

@@ -44,6 +44,7 @@ struct Request {
   std::vector<int32_t> stop_ids;
   int priority = 0;
   double deadline = std::numeric_limits<double>::infinity();
+  int min_loops = 1, max_loops = 1;  // that a token may take; a prompt's may take all
 
   // Waiting.
   Link<Request> arrival, level;  // in the queue: all, and those of its priority

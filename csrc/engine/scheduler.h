@@ -36,8 +36,11 @@ class Scheduler {
   explicit Scheduler(Config config);
 
   // Queues a request. Throws std::invalid_argument for one that could never run.
+  // Its tokens take min_loops loops or more (the policy is asked from then on), and max_loops or
+  // fewer; but where a prompt's last row may not exit, the first token takes all.
   void submit(int64_t id, const int32_t* prompt, int64_t prompt_length, int64_t max_new_tokens,
-              std::vector<int32_t> stop_ids, int priority, double deadline);
+              std::vector<int32_t> stop_ids, int priority, double deadline, int min_loops,
+              int max_loops);
   // Ends a request, waiting or running, as kCancelled, kStop or kError; false when there is none of
   // that id that has not ended. Its event comes with the next plan() or commit().
   bool end(int64_t id, Event kind);

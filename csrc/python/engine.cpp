@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
 #include "engine/errors.h"
 #include "engine/scheduler.h"
@@ -85,10 +86,12 @@ class PyScheduler {
   }
 
   void submit(int64_t id, const py::object& prompt, int64_t max_new_tokens,
-              std::vector<int32_t> stop_ids, int priority, double deadline) {
+              std::vector<int32_t> stop_ids, int priority, double deadline, int min_loops,
+              std::optional<int> max_loops) {
     const int32_t* tokens = want_array<int32_t>("submit", "prompt", prompt, "int32", -1);
     core_->submit(id, tokens, py::reinterpret_borrow<py::array>(prompt).shape(0), max_new_tokens,
-                  std::move(stop_ids), priority, deadline);
+                  std::move(stop_ids), priority, deadline, min_loops,
+                  max_loops.value_or(core_->config().loops));
   }
 
   int commit(const py::object& tokens, const py::object& exits, double now) {
@@ -164,7 +167,8 @@ void bind(Module& m) {
   scheduler.def("submit", &Self::submit, py::arg("request_id"), py::arg("prompt"),
                 py::arg("max_new_tokens"), py::arg("stop_ids") = std::vector<int32_t>(),
                 py::arg("priority") = 0,
-                py::arg("deadline") = std::numeric_limits<double>::infinity());
+                py::arg("deadline") = std::numeric_limits<double>::infinity(),
+                py::arg("min_loops") = 1, py::arg("max_loops") = py::none());
   scheduler.def("cancel", [](Self& s, int64_t id) { return s.core().end(id, kCancelled); });
   scheduler.def("finish", [](Self& s, int64_t id) { return s.core().end(id, kStop); });
   scheduler.def("fail", [](Self& s, int64_t id) { return s.core().end(id, kError); });
@@ -210,6 +214,7 @@ void bind(Module& m) {
   array("wanted", [](Self& s) { return s.view(s.core().launch().wanted.data); });
   array("wanted_ids", [](Self& s) { return s.view(s.core().launch().wanted_ids.data); });
   array("wanted_draft", [](Self& s) { return s.view(s.core().launch().wanted_draft.data); });
+  array("wanted_final", [](Self& s) { return s.view(s.core().launch().wanted_final.data); });
   array("propagations", [](Self& s) { return s.view(s.core().launch().propagations.data); });
   array("events", [](Self& s) { return s.view(s.core().launch().events.data); });
   array("request_ids", [](Self& s) { return s.view(s.core().line_ids()); });

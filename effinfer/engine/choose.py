@@ -59,6 +59,9 @@ class Chooser:
         batch: the launch, as the runner sees it.
         live: the engine's requests by id.
         fail: called with a request id and what is wrong with it.
+
+    Attributes:
+        thresholds: by request id, those that replace the policy's.
     """
 
     def __init__(
@@ -74,10 +77,11 @@ class Chooser:
         self._batch = batch
         self._live = live
         self._fail = fail
-        self._last_loop = parts.runner.spec.loops - 1
+        self.thresholds: dict[int, float] = {}
         self._positions, self._loops = scheduler.positions, scheduler.loops
         self._arena = scheduler.arena
         self._wanted, self._ids = scheduler.wanted, scheduler.wanted_ids
+        self._final = scheduler.wanted_final  # rows whose tokens count whatever the policy says
         self._early: Array | None = None  # exits that were decided before the logits
         if self._policy is not None and not self._policy.needs_logits:
             batch.before_logits = self._decide_early
@@ -121,8 +125,7 @@ class Chooser:
 
     def _with_logits(self, exits: Array) -> Array:
         """Which of the wanted rows give a token: those that exit, and those in their last loop."""
-        loops = self._loops[self._wanted[: len(exits), 0]]
-        return np.flatnonzero((exits > 0) | (loops == self._last_loop))
+        return np.flatnonzero(exits | self._final[: len(exits)])
 
     def _decide(self, policy: ExitPolicy, logits: torch.Tensor | None, top: Array | None) -> Array:
         """Whether each wanted row exits; the policy is asked about those that have loops left.
@@ -131,7 +134,7 @@ class Chooser:
         """
         n: int = self._scheduler.n_wanted
         exits = np.zeros(n, dtype=np.uint8)
-        asked = np.flatnonzero(self._loops[self._wanted[:n, 0]] < self._last_loop)
+        asked = np.flatnonzero(self._final[:n] == 0)
         try:
             exits[asked] = policy.decide(self._rows(logits, top, asked))
         except Exception:  # one of them made it fail: find out which
@@ -157,7 +160,11 @@ class Chooser:
             requests=self._ids[which],
             arena=arena,
             hidden=lambda: self._runner.hidden(torch.from_numpy(arena)),
+            thresholds=self._own_thresholds(self._ids[which]) if self.thresholds else None,
         )
+
+    def _own_thresholds(self, ids: Array) -> Array:
+        return np.array([self.thresholds.get(i, np.nan) for i in ids.tolist()])
 
     def _sample(self, logits: torch.Tensor, tokens: Array, kept: Array, sound: Array) -> None:
         """Replace the tokens of rows that ask for more, and keep the log probabilities.

@@ -17,6 +17,7 @@ from effinfer.engine.handle import Handle, Wakeups
 from effinfer.engine.isolation import launch_one_by_one, lines_of
 from effinfer.engine.setup import Parts
 from effinfer.engine.stats import EngineStats
+from effinfer.engine.submission import loop_bounds
 
 # Kinds of events: a token that is certain, and the five ends.
 _TOKEN, _LENGTH, _STOP, _CANCELLED, _DEADLINE, _ERROR = range(6)
@@ -52,6 +53,8 @@ class Core:
         handle = request.handle
         self.live[handle.request_id] = request
         self._special += not request.plain
+        if handle.params.exit_threshold is not None:
+            self._chooser.thresholds[handle.request_id] = handle.params.exit_threshold
         self._scheduler.submit(
             handle.request_id,
             np.array(handle.prompt, dtype=np.int32),
@@ -59,6 +62,7 @@ class Core:
             list(handle.stop_ids),
             priority,
             deadline,
+            *loop_bounds(handle.params, self._runner.spec.loops),
         )
 
     def cancel(self, request_id: int) -> None:
@@ -180,6 +184,7 @@ class Core:
         handle.end(reason, request.error)
         del self.live[handle.request_id]
         self._special -= not request.plain
+        self._chooser.thresholds.pop(handle.request_id, None)
         self._stats.tokens += len(handle.tokens)
         self._stats.finished[reason] += 1
 

@@ -119,7 +119,10 @@ class Engine:
         self.tokenizer = tokenizer
         self.mode = mode
         self.runner, self.pools = parts.runner, parts.pools
-        self.limits = Limits(parts.runner.spec.vocab_size, parts.max_total, tokenizer)
+        spec = parts.runner.spec
+        self.limits = Limits(
+            spec.vocab_size, parts.max_total, tokenizer, spec.loops, spec.r_min, mode, parts.policy
+        )
         self._eos = parts.eos_token_ids
         self.max_slots = max_slots
         self._max_queue = max_queue

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 MAX_LOGPROBS = 64
 MAX_STOP_STRINGS = 64
+MODES = ("full", "exit", "lossless")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,15 @@ class SamplingParams:
         logprobs: log probabilities to report for each token: its own, and the most probable n. They
             are the model's, before penalties and filters. None reports none.
         min_tokens: generate no stop token, and look for no stop string, before this many tokens.
+        mode: of a recursive model: the engine's own, or "full" in an engine of another mode: no
+            token exits early, or is drafted. None is the engine's.
+        min_loops: loops that every token runs; the exit policy is asked from then on (one that
+            compares with the loop before can't tell until the next).
+        max_loops: loops after which a token is taken at the latest, in an engine of mode "exit"; but
+            the first takes all where a prompt can't exit (keys and values that are "shared" or
+            propagated). None is all.
+        exit_threshold: replaces that of the engine's policy: tokens whose score is greater exit, or
+            are drafted. In the terms of the policy's scores (of "entropy": minus nats).
 
     Raises:
         ValueError, TypeError: an argument out of its range; the message names it.
@@ -53,6 +64,10 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     min_tokens: int = 0
+    mode: str | None = None
+    min_loops: int = 1
+    max_loops: int | None = None
+    exit_threshold: float | None = None
 
     def __post_init__(self) -> None:
         self._integer("max_tokens", 1, 2**31 - 1)
@@ -70,6 +85,7 @@ class SamplingParams:
         self._integer("min_tokens", 0, self.max_tokens)
         if not isinstance(self.ignore_eos, bool):
             raise TypeError(_wrong("ignore_eos", "be a bool", self.ignore_eos))
+        self._depth()
         self._set("stop", self._stop_strings())
         self._set("stop_token_ids", self._stop_ids())
 
@@ -106,6 +122,20 @@ class SamplingParams:
             bracket = "(" if above else "["
             raise ValueError(_wrong(name, f"be in {bracket}{low:g}, {high:g}]", value))
         self._set(name, float(value))
+
+    def _depth(self) -> None:
+        if self.mode is not None and self.mode not in MODES:
+            raise ValueError(_wrong("mode", f"be one of {', '.join(MODES)}", self.mode))
+        self._integer("min_loops", 1, 2**31 - 1)
+        if self.max_loops is not None:
+            self._integer("max_loops", self.min_loops, 2**31 - 1)
+        if self.exit_threshold is None:
+            return
+        self._number("exit_threshold", -math.inf, math.inf)
+        if self.mode == "full":
+            raise ValueError(
+                _wrong("exit_threshold", "be None in mode 'full'", self.exit_threshold)
+            )
 
     def _stop_strings(self) -> tuple[str, ...]:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

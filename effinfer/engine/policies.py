@@ -34,6 +34,8 @@ class ExitRows:
         requests: ``(n,)`` int64 request ids.
         arena: ``(n,)`` where the row's hidden state is kept: the same from loop to loop.
         hidden: gives the hidden states ``(n, hidden)`` after that loop.
+        thresholds: ``(n,)`` float64 that replace the policy's, NaN for rows of requests that have
+            none of their own; None where none has.
     """
 
     logits: torch.Tensor
@@ -43,6 +45,7 @@ class ExitRows:
     requests: Array
     arena: Array
     hidden: Callable[[], torch.Tensor]
+    thresholds: Array | None = None
 
 
 class ExitPolicy:
@@ -71,7 +74,10 @@ class ExitPolicy:
 
     def decide(self, rows: ExitRows) -> Array:
         """1 where the row's token is final, ``(n,)`` uint8. Called once per launch."""
-        return (self.scores(rows) > self.threshold).astype(np.uint8)
+        threshold: float | Array = self.threshold
+        if rows.thresholds is not None:
+            threshold = np.where(np.isnan(rows.thresholds), threshold, rows.thresholds)
+        return (self.scores(rows) > threshold).astype(np.uint8)
 
 
 class Margin(ExitPolicy):

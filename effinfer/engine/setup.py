@@ -10,11 +10,11 @@ import torch
 
 from effinfer import _native
 from effinfer.engine import memory, policies
+from effinfer.engine.params import MODES
 from effinfer.engine.policies import ExitPolicy
 from effinfer.engine.profile import measure_costs
 from effinfer.engine.runner import Runner, RunnerSpec, make_runner
 
-MODES = ("full", "exit", "lossless")
 EXITED_KV = ("fill", "propagate")
 DRAFT_MARGIN = 0.1  # of a draft in "lossless": it is checked, so may be less sure than an exit
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from effinfer.engine.params import SamplingParams
+from effinfer.engine.policies import ExitPolicy
 
 
 class RequestTooLong(ValueError):
@@ -25,11 +26,18 @@ class Limits:
         vocab_size: ids are below it.
         total: tokens of prompt and output together.
         tokenizer: for texts and stop strings; None without.
+        loops, r_min: of the model.
+        mode: the engine's.
+        policy: of exits; None without.
     """
 
     vocab_size: int
     total: int
     tokenizer: Any
+    loops: int
+    r_min: int
+    mode: str
+    policy: ExitPolicy | None
 
     def prompt(self, ids: Any) -> list[int]:
         """Token ids of a prompt: a sequence, an array, a tensor or a text.
@@ -68,6 +76,36 @@ class Limits:
                 f"submit: prompt and max_tokens must be at most {self.total} together, "
                 f"got {len(prompt)} and {params.max_tokens}"
             )
+        self._check_depth(params)
+
+    def _check_depth(self, params: SamplingParams) -> None:
+        if params.mode not in (None, self.mode, "full"):
+            can = "a model of one loop" if self.loops == 1 else f"an engine of mode {self.mode!r}"
+            raise ValueError(f"submit: mode {params.mode!r} is not what {can} can do")
+        if params.min_loops > self.loops:
+            raise ValueError(
+                f"submit: min_loops must be at most the model's {self.loops}, "
+                f"got {params.min_loops}"
+            )
+        if params.max_loops is not None:
+            exits = self.mode == "exit" and params.mode != "full"
+            least = self.r_min if exits else self.loops
+            if not least <= params.max_loops <= self.loops:
+                what = (
+                    f"be in [{least}, {self.loops}]" if exits else f"be {self.loops} without exits"
+                )
+                raise ValueError(f"submit: max_loops must {what}, got {params.max_loops}")
+        if params.exit_threshold is not None and not hasattr(self.policy, "threshold"):
+            raise ValueError(
+                "submit: exit_threshold needs an engine whose exit policy has a threshold"
+            )
+
+
+def loop_bounds(params: SamplingParams, loops: int) -> tuple[int, int]:
+    """The fewest and the most of a model's ``loops`` that a request's tokens may take."""
+    if params.mode == "full":
+        return loops, loops
+    return params.min_loops, params.max_loops or loops
 
 
 def until(deadline: float | None) -> float:

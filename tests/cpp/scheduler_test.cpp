@@ -183,7 +183,7 @@ void run_noise(unsigned seed) {
     if (below(4) == 0) {
       const std::vector<int32_t> prompt(1 + below(20), below(2));
       s.submit(++ids, prompt.data(), prompt.size(), 1 + below(12), {}, below(2),
-               below(4) ? kNever : i + below(20));
+               below(4) ? kNever : i + below(20), 1, s.config().loops);
     }
     tick(i);
     s.check();

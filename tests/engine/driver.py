@@ -27,6 +27,7 @@ class Sent:
     max_new_tokens: int
     stop_ids: tuple[int, ...]
     deadline: float
+    loops: tuple[int, int | None] = (1, None)  # the fewest and the most that tokens may take
     tokens: list[int] = field(default_factory=list)
     asked: set[int] = field(default_factory=set)  # endings that somebody asked for
     admitted_at: int = -1
@@ -71,12 +72,12 @@ class Driver:
         stop_ids: tuple[int, ...] = (),
         priority: int = 0,
         deadline: float = float("inf"),
+        loops: tuple[int, int | None] = (1, None),
     ) -> int:
         self.ids += 1
-        self.s.submit(
-            self.ids, np.array(prompt, np.int32), max_new_tokens, list(stop_ids), priority, deadline
-        )
-        self.live[self.ids] = Sent(prompt, max_new_tokens, stop_ids, deadline)
+        ids = np.array(prompt, np.int32)
+        self.s.submit(self.ids, ids, max_new_tokens, list(stop_ids), priority, deadline, *loops)
+        self.live[self.ids] = Sent(prompt, max_new_tokens, stop_ids, deadline, loops)
         return self.ids
 
     def end(self, request: int, kind: int) -> None:
@@ -120,7 +121,8 @@ class Driver:
     def expected(self, sent: Sent) -> Answer:
         mode = "exit" if self.mode == "exit" else "full"
         chunk = self.chunk if self.model.kv_policy == "shared" else 1 << 20
-        return _answer(self.model, mode, chunk, sent.prompt, sent.max_new_tokens, sent.stop_ids)
+        request = (sent.prompt, sent.max_new_tokens, sent.stop_ids, *sent.loops)
+        return _answer(self.model, mode, chunk, *request)
 
     def _check_launch(self, rows: int) -> None:
         s = self.s
@@ -213,6 +215,13 @@ def random_driver(rng: random.Random, **fixed: Any) -> Driver:
     return Driver(model, mode, **{**config, **fixed})
 
 
+def random_loops(rng: random.Random, driver: Driver) -> tuple[int, int]:
+    """Bounds of a request's depth that the mode allows."""
+    model = driver.model
+    most = rng.randint(model.r_min, model.loops) if driver.mode == "exit" else model.loops
+    return rng.randint(1, most), most
+
+
 def random_request(rng: random.Random, driver: Driver) -> int:
     """Submit a request, often with a prefix that others have."""
     limit = driver.config["max_positions"]
@@ -228,4 +237,5 @@ def random_request(rng: random.Random, driver: Driver) -> int:
         stop_ids=(rng.randrange(driver.model.vocab),) if rng.random() < 0.2 else (),
         priority=rng.choice((0, 0, 0, 1, -1)),
         deadline=driver.now + rng.uniform(0, 20) if rng.random() < 0.1 else float("inf"),
+        loops=random_loops(rng, driver) if rng.random() < 0.4 else (1, None),
     )

@@ -26,9 +26,16 @@ class Oracle:
         self.fills = model.has_state or model.kv_policy == "depth" or not model.has_kv
 
     def answer(
-        self, prompt: tuple[int, ...], max_new_tokens: int, stop_ids: tuple[int, ...]
+        self,
+        prompt: tuple[int, ...],
+        max_new_tokens: int,
+        stop_ids: tuple[int, ...],
+        min_loops: int = 1,
+        max_loops: int | None = None,
     ) -> Answer:
         model = self.model
+        self.least = max(min_loops, model.r_min)
+        self.most = max_loops or model.loops
         self.tokens: list[int] = []
         self.keys: list[dict[int, int]] = [{} for _ in range(model.loops)]
         self.states = [0] * model.loops
@@ -73,7 +80,8 @@ class Oracle:
             if chosen[1]:
                 continue
             token, leaves = choose(model, self.tokens[-1], self._seen(), hidden[last])
-            if loop == model.loops - 1 or (leaves and self._may_exit(loop, last < prompt)):
+            leaves = loop >= self.most - 1 or (leaves and loop >= self.least - 1)
+            if loop == model.loops - 1 or (leaves and self._may_exit(last < prompt)):
                 chosen = (token, loop + 1, hidden[last])
                 # One position of 64 is held against full depth, and its loops run for it.
                 sampled = model.kv_policy == "propagate" and (last + 1) % 64 == 0
@@ -89,7 +97,7 @@ class Oracle:
             return self.told
         return sum(embed(t) * weight(q) for q, t in enumerate(self.tokens)) & _MASK
 
-    def _may_exit(self, loop: int, in_prompt: bool) -> bool:
-        if self.mode != "exit" or loop < self.model.r_min - 1:
+    def _may_exit(self, in_prompt: bool) -> bool:
+        if in_prompt and self.model.kv_policy in ("shared", "propagate"):
             return False
-        return not (in_prompt and self.model.kv_policy in ("shared", "propagate"))
+        return self.mode == "exit"

@@ -175,6 +175,34 @@ def test_exact_fill_makes_an_exits_context_full_depths(make):
     assert min(output.depths) < 3
 
 
+@pytest.mark.parametrize("policy", [policies.margin(0.3), policies.cosine(0.5)], ids=["m", "c"])
+@pytest.mark.parametrize("exited_kv", ["fill", "propagate"])
+def test_requests_with_depths_of_their_own_do_not_touch_each_other(policy, exited_kv):
+    model = recursive(4)
+    own = [
+        {},
+        {"mode": "full"},
+        {"max_loops": 2},
+        {"min_loops": 2, "max_loops": 3, "exit_threshold": -1.0},
+        {"exit_threshold": 2.0},
+        {"max_loops": 1},
+    ]
+    params = [SamplingParams(max_tokens=NEW, **depth) for depth in own]
+    with engine_of(model, mode="exit", policy=policy, exited_kv=exited_kv) as engine:
+        together = [(o.tokens, o.depths) for o in engine.generate(prompts(), params)]
+        alone_ = [engine.generate([p], one)[0] for p, one in zip(prompts(), params, strict=True)]
+    assert [(o.tokens, o.depths) for o in alone_] == together
+    full, depths = alone(model, prompts()[1]), [depth for _, depth in together]
+    assert together[1] == (full, [4] * NEW)
+    if exited_kv == "propagate":  # a prompt can't exit, so the first token takes all loops
+        assert [one.pop(0) for one in depths] == [4] * len(own)
+    assert max(depths[2]) <= 2
+    # The cosine is with the loop before, which is not looked at before min_loops.
+    assert set(depths[3]) == {3 if policy.name == "cosine" else 2}
+    assert set(depths[4]) == {4}
+    assert set(depths[5]) == {1}
+
+
 def test_the_policy_in_a_models_configuration_is_used():
     model = recursive(exit={"policy": "margin", "threshold": 0.0})
     with engine_of(model, mode="exit") as engine:

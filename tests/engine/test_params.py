@@ -40,6 +40,14 @@ WRONG = [
     ("logprobs", True, TypeError),
     ("min_tokens", -1, ValueError),
     ("min_tokens", 17, ValueError),
+    ("mode", "fast", ValueError),
+    ("mode", 1, ValueError),
+    ("min_loops", 0, ValueError),
+    ("min_loops", None, TypeError),
+    ("max_loops", 0, ValueError),
+    ("max_loops", 1.5, TypeError),
+    ("exit_threshold", float("nan"), ValueError),
+    ("exit_threshold", "high", TypeError),
 ]
 
 
@@ -47,6 +55,13 @@ WRONG = [
 def test_a_bad_field_is_named(field, value, error):
     with pytest.raises(error, match=f"^SamplingParams: {field} must"):
         SamplingParams(**{field: value})
+
+
+def test_depths_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"max_loops must be in \[3, .*got 2"):
+        SamplingParams(min_loops=3, max_loops=2)
+    with pytest.raises(ValueError, match=r"exit_threshold must be None in mode 'full', got 0\.5"):
+        SamplingParams(mode="full", exit_threshold=0.5)
 
 
 def test_fields_are_normalised():

@@ -73,6 +73,13 @@ def test_decide_is_one_where_the_score_is_greater():
     assert policies.margin(1.0).decide(rows_of(logits)).tolist() == [0, 0, 0]
 
 
+def test_rows_may_have_thresholds_of_their_own():
+    rows = rows_of(torch.tensor([[1.0, 0.0]] * 4))  # a margin of 0.462
+    rows.thresholds = np.array([np.nan, 0.46, 0.47, -np.inf])
+    assert policies.margin(0.4).decide(rows).tolist() == [1, 1, 0, 1]
+    assert policies.margin(0.5).decide(rows).tolist() == [0, 1, 0, 1]
+
+
 def test_stable_margin_wants_the_same_token_as_the_loop_before():
     policy = policies.stable_margin(0.1)
     sure = torch.zeros(3, VOCAB)

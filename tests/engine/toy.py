@@ -36,12 +36,17 @@ def toy_logits(tokens, loop, loops):
 def serial(prompt, params, *, loops=1, policy=None, seed=None, stop_ids=()):
     """The tokens and depths of one request alone, by definition."""
     tokens, depths = list(prompt), []
+    if params.exit_threshold is not None and policy is not None:
+        policy = params.exit_threshold
+    least = loops if params.mode == "full" else params.min_loops
+    most = params.max_loops or loops
     row = RowParams(params, params.seed if seed is None else seed, len(prompt), stop_ids)
     while len(depths) < params.max_tokens:
         for loop in range(loops):
             logits = toy_logits(tokens, loop, loops)[None]
             top = logits.softmax(-1).topk(2).values[0]
-            if loop == loops - 1 or (policy is not None and float(top[0] - top[1]) > policy):
+            sure = policy is not None and float(top[0] - top[1]) > policy
+            if loop == most - 1 or (sure and loop >= least - 1):
                 break
         history = np.array(tokens, dtype=np.int32)
         token = int(sample(logits, [row], np.array([len(tokens) - 1]), lambda _, h=history: h)[0])
