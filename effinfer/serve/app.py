@@ -17,7 +17,7 @@ from starlette.types import Scope
 from effinfer.engine import Engine, SamplingParams
 from effinfer.serve.answers import Answers, ChatAnswers, CompletionAnswers
 from effinfer.serve.connection import BodyLimit, EventStream, unless_gone
-from effinfer.serve.errors import ApiError, bad_field, install_handlers
+from effinfer.serve.errors import ApiError, bad_field, install_handlers, named_field
 from effinfer.serve.metrics import Metrics
 from effinfer.serve.prompts import chat_tokens, prompt_tokens
 from effinfer.serve.schemas import ChatRequest, CompletionRequest, Sampling
@@ -118,9 +118,8 @@ def create_app(
             raise bad_field("n", f"prompts times n may be {settings.max_choices} at most")
         try:
             return [body.params(max_tokens, logprobs, choice) for choice in range(body.n)]
-        except (ValueError, TypeError) as error:  # the message begins with the field's name
-            message = str(error).removeprefix("SamplingParams: ")
-            raise ApiError(400, message, message.split(" ", 1)[0]) from error
+        except (ValueError, TypeError) as error:
+            raise named_field(error) from error
 
     @app.post("/v1/completions", dependencies=guarded)
     async def completions(request: Request, body: CompletionRequest) -> Response:

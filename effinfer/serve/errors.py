@@ -65,6 +65,12 @@ def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, f"{param}: {message}", param, code)
 
 
+def named_field(error: Exception) -> ApiError:
+    """A 400 for an error of the engine's, whose message is "what: field must ..."."""
+    message = str(error).partition(": ")[2]
+    return ApiError(400, message, message.split(" ", 1)[0])
+
+
 def _first_problem(error: RequestValidationError) -> ApiError:
     found = error.errors()[0]
     # Pydantic puts the kind of a union's member behind the field: the field itself is enough.

@@ -10,8 +10,9 @@ from effinfer.engine.params import MAX_STOP_STRINGS, SamplingParams
 
 Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Prompt = StrictStr | list[StrictStr] | list[Token] | list[list[Token]]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, strict=True, allow_inf_nan=False)]
+Loops = Annotated[StrictInt, Field(ge=1, lt=2**31)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
 
 
 class StreamOptions(BaseModel):
@@ -30,8 +31,8 @@ class Sampling(BaseModel):
     n: Annotated[StrictInt, Field(ge=1, le=128)] = 1
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2, strict=True, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)] = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -40,12 +41,16 @@ class Sampling(BaseModel):
 
     top_k: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
     min_p: Fraction = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, strict=True, allow_inf_nan=False)] = 1.0
     min_tokens: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
     stop_token_ids: Annotated[list[Token], Field(max_length=256)] = []
     ignore_eos: StrictBool = False
     priority: Annotated[StrictInt, Field(ge=-1000, le=1000)] = 0
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
+    mode: Literal["full", "exit", "lossless"] | None = None
+    min_loops: Loops | None = None
+    max_loops: Loops | None = None
+    exit_threshold: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
 
     def params(self, max_tokens: int, logprobs: int | None, choice: int) -> SamplingParams:
         """The engine's parameters for choice number ``choice``.
@@ -69,6 +74,10 @@ class Sampling(BaseModel):
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
             min_tokens=self.min_tokens,
+            mode=self.mode,
+            min_loops=self.min_loops or 1,
+            max_loops=self.max_loops,
+            exit_threshold=self.exit_threshold,
         )
 
 

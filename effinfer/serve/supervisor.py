@@ -15,7 +15,7 @@ from effinfer.engine import (
     RequestTooLong,
     SamplingParams,
 )
-from effinfer.serve.errors import ApiError, bad_field
+from effinfer.serve.errors import ApiError, bad_field, named_field
 from effinfer.serve.settings import ServeSettings
 
 _LOOK_S = 0.05  # how often the engine's health is looked at
@@ -205,4 +205,4 @@ def _check(engine: Engine, ids: list[int], params: SamplingParams, field: str) -
         message = str(error).removeprefix("submit: ")
         raise bad_field(field, message, "context_length_exceeded") from error
     except ValueError as error:
-        raise bad_field("stop_token_ids", str(error).removeprefix("submit: ")) from error
+        raise named_field(error) from error

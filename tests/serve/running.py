@@ -66,11 +66,11 @@ class GatedToy(ToyRunner):
         return super().launch(batch)
 
 
-def toy_engine(gate, *, loops=1, max_slots=4, max_queue=8):
+def toy_engine(gate, *, loops=1, max_slots=4, max_queue=8, mode="full", policy=None):
     """An engine over the toy model."""
     return Engine(
         GatedToy(gate, loops=loops), Letters(), max_slots=max_slots, max_queue=max_queue,
-        memory_bytes=1 << 20, token_budget=64, costs=[1.0] * 64,
+        memory_bytes=1 << 20, token_budget=64, costs=[1.0] * 64, mode=mode, policy=policy,
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ class RunningServer:
 class ToyServer(RunningServer):
     """One over the toy model: also the gate of its launches, and the runners it has made."""
 
-    def __init__(self, *, loops=1, max_slots=4, max_queue=8, **settings):
+    def __init__(self, *, loops=1, max_slots=4, max_queue=8, mode="full", policy=None, **settings):
         self.gate = Gate()
         self.makes_engines = threading.Event()  # cleared: the next engine takes until it is set
         self.makes_engines.set()
@@ -119,7 +119,10 @@ class ToyServer(RunningServer):
 
         def make_engine():
             assert self.makes_engines.wait(PATIENCE_S)
-            engine = toy_engine(self.gate, loops=loops, max_slots=max_slots, max_queue=max_queue)
+            engine = toy_engine(
+                self.gate, loops=loops, max_slots=max_slots, max_queue=max_queue, mode=mode,
+                policy=policy,
+            )  # fmt: skip
             self.runners.append(engine.runner)
             return engine
 

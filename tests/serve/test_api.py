@@ -118,6 +118,7 @@ def test_openai_client_works_unchanged(server):
 BAD = [
     ("max_tokens", -5), ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", "9"),
     ("max_tokens", True), ("temperature", -1), ("temperature", 3), ("temperature", "hot"),
+    ("temperature", "1"), ("temperature", True),
     ("top_p", 0), ("top_p", 1.5), ("top_k", -1), ("min_p", 2), ("n", 0), ("n", 1000),
     ("seed", "x"), ("stop", 7), ("stop", [""]), ("stop", ["a"] * 1000), ("logprobs", 100),
     ("presence_penalty", 9), ("frequency_penalty", None), ("stream", "yes"), ("echo", True),
