@@ -27,6 +27,9 @@ struct Launch {
         kv_slots(c.max_rows),
         segments(c.max_rows),
         wanted(c.max_rows),
+        wanted_loops(c.max_rows),
+        wanted_positions(c.max_rows),
+        wanted_arena(c.max_rows),
         wanted_ids(c.max_rows),
         wanted_draft(c.max_rows),
         wanted_final(c.max_rows),
@@ -35,21 +38,24 @@ struct Launch {
 
   void clear() {
     for (auto* column : {&tokens, &positions, &loops, &arena, &lines, &kv_slots}) column->count = 0;
-    segments.count = wanted.count = wanted_ids.count = 0;
-    wanted_draft.count = wanted_final.count = 0;
-    early = 0;
+    for (auto* column : {&wanted, &wanted_loops, &wanted_positions, &wanted_arena})
+      column->count = 0;
+    segments.count = wanted_ids.count = wanted_draft.count = wanted_final.count = 0;
+    fresh = early = 0;
   }
 
   // Per row, sorted by loop, then line, then position.
   Column<int32_t> tokens, positions, loops, arena, lines, kv_slots;
+  int fresh = 0;  // of them, those of loop 0: they come first
   // Rows of one request at one loop: first row, rows, loop, line, state_in, state_out.
   Column<std::array<int32_t, 6>> segments;
-  // Rows whose logits are wanted: row, line; whose they are; whether drafts stand before them;
-  // whether their tokens are taken whatever the policy says.
-  Column<std::array<int32_t, 2>> wanted;
+  // Rows whose logits are wanted, and what the columns above hold for them; whose they are; whether
+  // drafts stand before them; whether their tokens are taken whatever the policy says: such come
+  // last.
+  Column<int32_t> wanted, wanted_loops, wanted_positions, wanted_arena;
   Column<int64_t> wanted_ids;
   Column<uint8_t> wanted_draft, wanted_final;
-  int early = 0;  // of them, those that are not final: the policy is asked about these
+  int early = 0;  // of them, those that are not final: the policy is asked about these first ones
   // Exited positions whose deeper planes are to be written from their hidden state: arena row,
   // position, line, KV slot, first of those planes.
   Column<std::array<int32_t, 5>> propagations;

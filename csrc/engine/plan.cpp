@@ -162,8 +162,7 @@ void Scheduler::account_for_drafts() {
   const auto& wanted = launch_.wanted_draft;
   int plain_wanted = 0;
   for (int i = 0; i < wanted.count; ++i)
-    plain_wanted +=
-        !wanted.data[i] && launch_.loops.data[launch_.wanted.data[i][0]] == config_.loops - 1;
+    plain_wanted += !wanted.data[i] && launch_.wanted_loops.data[i] == config_.loops - 1;
   int extra = 0;  // rows of drafts, and those that run again because of one
   for (const Request* r : active_)
     for (const Span& span : r->chain)
@@ -212,11 +211,37 @@ bool Scheduler::wants_logits(const Request& r, const Span& span) const {
 }
 
 void Scheduler::emit_rows() {
-  for (int loop = 0; loop < config_.loops; ++loop)
+  wanting_.clear();
+  for (int loop = 0; loop < config_.loops; ++loop) {
     for (Request* r : on_line_)
       if (r)
         for (Span& span : r->chain)
           if (span.picked && span.loop == loop) emit_span(*r, span);
+    if (loop == 0) launch_.fresh = launch_.tokens.count;
+  }
+  emit_wanted(false);
+  launch_.early = launch_.wanted.count;
+  emit_wanted(true);
+}
+
+// Rows whose logits are wanted: of spans whose tokens are final, or of the others.
+void Scheduler::emit_wanted(bool final) {
+  Launch& launch = launch_;
+  for (const Wanting& wanting : wanting_) {
+    const Request& r = *wanting.request;
+    Span& span = *wanting.span;
+    if ((span.loop >= r.max_loops - 1) != final) continue;
+    span.wanted_at = launch.wanted.count;
+    for (int row = wanting.end - span.wanted; row < wanting.end; ++row) {
+      launch.wanted.push(row);
+      launch.wanted_loops.push(span.loop);
+      launch.wanted_positions.push(launch.positions.data[row]);
+      launch.wanted_arena.push(launch.arena.data[row]);
+      launch.wanted_ids.push(r.id);
+      launch.wanted_draft.push(launch.positions.data[row] >= r.known);
+      launch.wanted_final.push(final);
+    }
+  }
 }
 
 void Scheduler::emit_span(Request& r, Span& span) {
@@ -244,15 +269,7 @@ void Scheduler::emit_span(Request& r, Span& span) {
     segments.push({first_row, span.length, span.loop, r.line, span.state_in, span.state_out});
   }
   span.wanted = wants_logits(r, span) ? 1 + span.proposed : 0;
-  span.wanted_at = launch.wanted.count;
-  const bool final = span.loop >= r.max_loops - 1;
-  if (!final) launch.early += span.wanted;
-  for (int at = span.end() - span.wanted; at < span.end(); ++at) {
-    launch.wanted.push({first_row + at - span.first, r.line});
-    launch.wanted_ids.push(r.id);
-    launch.wanted_draft.push(at >= r.known);
-    launch.wanted_final.push(final);
-  }
+  if (span.wanted > 0) wanting_.push_back({&r, &span, launch.tokens.count});
   const bool fill = c.mode == Mode::exit && span.exited;
   const bool verify = c.mode == Mode::lossless && span.exited;
   stats_.draft_rows += span.proposed;

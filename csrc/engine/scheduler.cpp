@@ -27,6 +27,7 @@ Scheduler::Scheduler(Config config)
   for (int line = config_.max_slots - 1; line >= 0; --line) free_lines_.push_back(line);
   const size_t most = size_t(config_.max_slots) * (config_.chain_limit() + 1);
   for (auto& candidates : candidates_) candidates.reserve(most);
+  wanting_.reserve(config_.max_rows);
 }
 
 uint64_t Scheduler::loops_on_line(int line) const {
@@ -40,9 +41,8 @@ const Tokens& Scheduler::history(int wanted, int* length) const {
   if (wanted < 0 || wanted >= launch_.wanted.count)
     reject("history", "i", "be below n_wanted = " + std::to_string(launch_.wanted.count),
            std::to_string(wanted));
-  const auto [row, line] = launch_.wanted.data[wanted];
-  *length = launch_.positions.data[row] + 1;
-  return on_line_[line]->tokens;
+  *length = launch_.wanted_positions.data[wanted] + 1;
+  return on_line_[launch_.lines.data[launch_.wanted.data[wanted]]]->tokens;
 }
 
 void Scheduler::check() const {

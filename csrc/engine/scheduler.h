@@ -75,6 +75,12 @@ class Scheduler {
     Request* request;
     size_t span;  // in the chain; its size: one to begin
   };
+  // A span aboard the launch that wants logits, and the row behind its last.
+  struct Wanting {
+    const Request* request;
+    Span* span;
+    int end;
+  };
   // Candidates by rank: what is urgent, decoding from the deepest loop up, prompts on their way,
   // new prompt chunks, loops that exits skipped, drafts.
   static constexpr size_t kUrgent = 0;
@@ -118,6 +124,7 @@ class Scheduler {
   void propose(Request& request);
   bool wants_logits(const Request& request, const Span& span) const;
   void emit_rows();
+  void emit_wanted(bool final);
   void emit_span(Request& request, Span& span);
 
   // commit.cpp
@@ -154,6 +161,7 @@ class Scheduler {
 
   // Of the launch being planned.
   std::vector<std::vector<Candidate>> candidates_;
+  std::vector<Wanting> wanting_;
   int room_ = 0, prefill_room_ = 0;
   size_t turn_ = 0;        // who is first when not all fit
   int decoding_ = 0;       // requests past their prompts

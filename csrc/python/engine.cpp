@@ -183,6 +183,7 @@ void bind(Module& m) {
     scheduler.def_property_readonly(name, [get](Self& s) { return get(s.core()); });
   };
   count("n_rows", [](Scheduler& s) { return s.launch().tokens.count; });
+  count("n_fresh", [](Scheduler& s) { return s.launch().fresh; });
   count("n_segments", [](Scheduler& s) { return s.launch().segments.count; });
   count("n_wanted", [](Scheduler& s) { return s.launch().wanted.count; });
   count("n_early", [](Scheduler& s) { return s.launch().early; });
@@ -212,6 +213,10 @@ void bind(Module& m) {
   array("kv_slots", [](Self& s) { return s.view(s.core().launch().kv_slots.data); });
   array("segments", [](Self& s) { return s.view(s.core().launch().segments.data); });
   array("wanted", [](Self& s) { return s.view(s.core().launch().wanted.data); });
+  array("wanted_loops", [](Self& s) { return s.view(s.core().launch().wanted_loops.data); });
+  array("wanted_positions",
+        [](Self& s) { return s.view(s.core().launch().wanted_positions.data); });
+  array("wanted_arena", [](Self& s) { return s.view(s.core().launch().wanted_arena.data); });
   array("wanted_ids", [](Self& s) { return s.view(s.core().launch().wanted_ids.data); });
   array("wanted_draft", [](Self& s) { return s.view(s.core().launch().wanted_draft.data); });
   array("wanted_final", [](Self& s) { return s.view(s.core().launch().wanted_final.data); });

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 ROW_FIELDS = ("tokens", "positions", "loops", "arena", "lines", "kv_slots")
+WANTED_FIELDS = ("wanted", "wanted_loops")
 # Columns of ``segments``.
 FIRST, ROWS, LOOP, LINE, STATE_IN, STATE_OUT = range(6)
 
@@ -51,7 +52,9 @@ class Batch:
             by loop, then line, then position.
         segments: numpy int32 ``(segments, 6)``: first row, rows, loop, line, state slot read (-1:
             zeros), state slot written. A segment is consecutive positions of one sequence.
-        wanted: ``(wanted,)`` int32, the rows whose logits are asked for.
+        fresh: how many rows are of loop 0, and so begin with an embedding: the first ones.
+        wanted: ``(n_wanted,)`` int32, the rows whose logits are asked for, in any order.
+        wanted_loops: ``(n_wanted,)`` int32, their loops.
         block_table: ``(lines, blocks)`` int32.
         before_logits: called by the runner when the layers have run and before it reads ``wanted``,
             which may have become fewer rows then; None where nobody asks.
@@ -66,32 +69,49 @@ class Batch:
     kv_slots: torch.Tensor
     segments: np.ndarray[Any, Any]
     wanted: torch.Tensor
+    wanted_loops: torch.Tensor
     block_table: torch.Tensor
     line_requests: np.ndarray[Any, Any]
     rows: int
+    fresh: int
+    n_wanted: int
     before_logits: Callable[[], None] | None = None
 
     def __init__(self, source: Any) -> None:
         self._whole = [torch.from_numpy(getattr(source, name)) for name in ROW_FIELDS]
-        self._segments, self._wanted = source.segments, source.wanted
+        self._whole_wanted = [torch.from_numpy(getattr(source, name)) for name in WANTED_FIELDS]
+        self._segments = source.segments
         self.block_table = torch.from_numpy(source.block_table)
         self.line_requests = source.request_ids
         # A slice costs a microsecond, and there are few sizes.
         self._views: dict[int, list[torch.Tensor]] = {}
+        self._wanted_views: dict[tuple[int, int], list[torch.Tensor]] = {}
 
-    def resize(self, rows: int, segments: int, wanted: int) -> None:
-        """Show the first ``rows`` rows, ``segments`` segments and ``wanted`` wanted rows."""
+    def resize(self, rows: int, segments: int, wanted: int, fresh: int) -> None:
+        """Show the first ``rows`` rows, ``fresh`` of them in loop 0, ``segments`` segments and
+        ``wanted`` wanted rows."""
         views = self._views.get(rows)
         if views is None:
             views = self._views[rows] = [whole[:rows] for whole in self._whole]
         self.tokens, self.positions, self.loops, self.arena, self.lines, self.kv_slots = views
-        self.rows = rows
+        self.rows, self.fresh = rows, fresh
         self.segments = self._segments[:segments]
-        self.want(self._wanted[:wanted, 0])
+        self.want(0, wanted)
 
-    def want(self, rows: np.ndarray[Any, Any]) -> None:
-        """Ask for the logits of ``rows`` (n,) int32."""
-        self.wanted = torch.from_numpy(np.ascontiguousarray(rows))
+    def want(self, start: int, stop: int) -> None:
+        """Ask for the logits of the scheduler's wanted rows ``start`` up to ``stop`` alone."""
+        views = self._wanted_views.get((start, stop))
+        if views is None:
+            whole = self._whole_wanted
+            views = self._wanted_views[start, stop] = [part[start:stop] for part in whole]
+        self.wanted, self.wanted_loops = views
+        self.n_wanted = stop - start
+
+    def want_some(self, which: np.ndarray[Any, Any]) -> None:
+        """Ask for the logits of the scheduler's wanted rows ``which`` (n,) alone."""
+        whole = self._whole_wanted
+        self.wanted, self.wanted_loops = (torch.from_numpy(part.numpy()[which]) for part in whole)
+        self.n_wanted = len(which)
 
     def only(self, line: int) -> tuple[Batch, np.ndarray[Any, Any]]:
         """The rows of one sequence as a batch of their own, and which of the wanted rows it has."""
@@ -103,12 +123,13 @@ class Batch:
         source = SimpleNamespace(
             **{name: getattr(self, name).numpy()[rows] for name in ROW_FIELDS},
             segments=segments,
-            wanted=np.searchsorted(rows, wanted[places]).astype(np.int32)[:, None],
+            wanted=np.searchsorted(rows, wanted[places]).astype(np.int32),
+            wanted_loops=self.wanted_loops.numpy()[places],
             block_table=self.block_table.numpy(),
             request_ids=self.line_requests,
         )
         batch = Batch(source)
-        batch.resize(len(rows), len(segments), len(places))
+        batch.resize(len(rows), len(segments), len(places), int(np.sum(rows < self.fresh)))
         return batch, places
 
     @classmethod
@@ -146,14 +167,16 @@ class Batch:
                 for column, value in zip(columns, row, strict=True):
                     column.append(value)
         arrays = {n: np.array(c, np.int32) for n, c in zip(ROW_FIELDS, columns, strict=True)}
-        pairs = np.array([(row, 0) for row in wanted], np.int32).reshape(-1, 2)
+        chosen = np.array(wanted, np.int32)
         source = SimpleNamespace(
             **arrays,
             segments=np.array(segments, np.int32).reshape(-1, 6),
-            wanted=pairs,
+            wanted=chosen,
+            wanted_loops=arrays["loops"][chosen],
             block_table=block_table,
             request_ids=np.arange(len(block_table)),
         )
         batch = cls(source)
-        batch.resize(len(columns[0]), len(segments), len(pairs))
+        fresh = int(np.sum(arrays["loops"] == 0))
+        batch.resize(len(columns[0]), len(segments), len(chosen), fresh)
         return batch

@@ -19,6 +19,7 @@ from effinfer.engine.text import TextStream
 
 Array = np.ndarray[Any, Any]
 _NONE, _NOTHING = torch.empty(0), np.empty(0, dtype=np.int64)
+_COLUMNS = ("wanted_loops", "wanted_positions", "wanted_arena", "wanted_ids")
 
 
 @dataclass(slots=True)
@@ -78,11 +79,12 @@ class Chooser:
         self._live = live
         self._fail = fail
         self.thresholds: dict[int, float] = {}
-        self._positions, self._loops = scheduler.positions, scheduler.loops
-        self._arena = scheduler.arena
-        self._wanted, self._ids = scheduler.wanted, scheduler.wanted_ids
-        self._final = scheduler.wanted_final  # rows whose tokens count whatever the policy says
-        self._early: Array | None = None  # exits that were decided before the logits
+        self._columns = [getattr(scheduler, name) for name in _COLUMNS]
+        self._ids, self._positions = scheduler.wanted_ids, scheduler.wanted_positions
+        self._any = np.zeros_like(scheduler.wanted)  # tokens where none counts
+        self._views: dict[tuple[int, int], list[Array]] = {}
+        # Decided before the logits: exits, and which rows have logits.
+        self._early: tuple[Array, Array] | None = None
         if self._policy is not None and not self._policy.needs_logits:
             batch.before_logits = self._decide_early
 
@@ -94,17 +96,18 @@ class Chooser:
                 before, lets others go on: those get any token.
             plain: no live request asks for more than its most probable token.
         """
-        exits, self._early = self._early, None
-        if exits is None:
+        early, self._early = self._early, None
+        if early is None:
             assert logits is not None
             top, sound = sampling.greedy(logits)
-            tokens, kept = top.astype(np.int32), None
+            tokens, exits, kept = top.astype(np.int32), None, None
             if self._policy is not None and self._scheduler.n_early > 0:
                 exits = self._decide(self._policy, logits, top)
         else:
-            tokens, kept = np.zeros(len(exits), dtype=np.int32), self._with_logits(exits)
+            exits, kept = early
             if logits is None:
-                return tokens, exits
+                return self._any[: len(exits)], exits
+            tokens = np.zeros(len(exits), dtype=np.int32)
             top, sound = sampling.greedy(logits)
             tokens[kept] = top
         if not sound.all():
@@ -117,50 +120,63 @@ class Chooser:
 
     def _decide_early(self) -> None:
         """Ask a policy that needs no logits, and want those of the rows whose tokens count alone."""
-        assert self._policy is not None
-        if self._scheduler.n_early == 0:
+        scheduler = self._scheduler
+        asked, n = scheduler.n_early, scheduler.n_wanted
+        if asked == 0:
             return
-        self._early = self._decide(self._policy, None, None)
-        self._batch.want(self._wanted[self._with_logits(self._early), 0])
-
-    def _with_logits(self, exits: Array) -> Array:
-        """Which of the wanted rows give a token: those that exit, and those in their last loop."""
-        return np.flatnonzero(exits | self._final[: len(exits)])
+        assert self._policy is not None
+        exits = self._decide(self._policy, None, None)
+        if 1 in exits.tolist():
+            kept = np.concatenate([np.flatnonzero(exits), np.arange(asked, n)])
+            self._batch.want_some(kept)
+        else:
+            kept = np.arange(asked, n) if asked < n else _NOTHING
+            self._batch.want(asked, n)
+        self._early = exits, kept
 
     def _decide(self, policy: ExitPolicy, logits: torch.Tensor | None, top: Array | None) -> Array:
-        """Whether each wanted row exits; the policy is asked about those that have loops left.
+        """Whether each wanted row exits; the policy is asked about those whose tokens are not final
+        anyway, which come first.
 
         Requests that make it raise fail, and they alone.
         """
-        n: int = self._scheduler.n_wanted
-        exits = np.zeros(n, dtype=np.uint8)
-        asked = np.flatnonzero(self._final[:n] == 0)
+        asked, n = self._scheduler.n_early, self._scheduler.n_wanted
         try:
-            exits[asked] = policy.decide(self._rows(logits, top, asked))
+            decided = policy.decide(self._rows(logits, top, 0, asked))
+            if asked == n:
+                return decided
+            exits = np.zeros(n, dtype=np.uint8)
+            exits[:asked] = decided
         except Exception:  # one of them made it fail: find out which
-            for i in asked.tolist():
+            exits = np.zeros(n, dtype=np.uint8)
+            for i in range(asked):
                 try:
-                    exits[i] = policy.decide(self._rows(logits, top, np.array([i])))[0]
+                    exits[i] = policy.decide(self._rows(logits, top, i, i + 1))[0]
                 except Exception as error:
                     what = f"the exit policy raised {type(error).__name__}: {error}"
                     self._fail(int(self._ids[i]), what)
         return exits
 
-    def _rows(self, logits: torch.Tensor | None, top: Array | None, which: Array) -> ExitRows:
-        """Some of the wanted rows, as a policy sees them."""
-        rows = self._wanted[which, 0]
-        arena = self._arena[rows]
-        if logits is not None and len(which) < len(logits):
-            logits = logits[which]
+    def _rows(
+        self, logits: torch.Tensor | None, top: Array | None, start: int, stop: int
+    ) -> ExitRows:
+        """The wanted rows ``start`` up to ``stop``, as a policy sees them."""
+        views = self._views.get((start, stop))
+        if views is None:
+            views = [column[start:stop] for column in self._columns]
+            self._views[start, stop] = views
+        loops, positions, arena, ids = views
+        if logits is not None and stop - start < len(logits):
+            logits = logits[start:stop]
         return ExitRows(
             logits=_NONE if logits is None else logits,
-            top=_NOTHING if top is None else top[which],
-            loops=self._loops[rows],
-            positions=self._positions[rows],
-            requests=self._ids[which],
+            top=_NOTHING if top is None else top[start:stop],
+            loops=loops,
+            positions=positions,
+            requests=ids,
             arena=arena,
             hidden=lambda: self._runner.hidden(torch.from_numpy(arena)),
-            thresholds=self._own_thresholds(self._ids[which]) if self.thresholds else None,
+            thresholds=self._own_thresholds(ids) if self.thresholds else None,
         )
 
     def _own_thresholds(self, ids: Array) -> Array:
@@ -194,7 +210,7 @@ class Chooser:
         live: Sequence[Live],
     ) -> None:
         wanted = kept[indices]
-        positions = self._positions[self._wanted[wanted, 0]]
+        positions = self._positions[wanted]
         chosen = sampling.sample(
             logits if len(indices) == len(logits) else logits[indices],
             [live[i].row for i in indices],

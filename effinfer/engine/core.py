@@ -80,7 +80,7 @@ class Core:
         if rows == 0:
             return ended > 0
         wanted = scheduler.n_wanted
-        self._batch.resize(rows, scheduler.n_segments, wanted)
+        self._batch.resize(rows, scheduler.n_segments, wanted, scheduler.n_fresh)
         begun = time.monotonic()
         try:
             logits = self._runner.launch(self._batch)

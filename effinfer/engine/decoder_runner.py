@@ -127,9 +127,7 @@ class DecoderRunner:
 
     def _enter(self, lib: Any, batch: Batch, rows: _Rows) -> None:
         """Hidden states into ``x``: embeddings in loop 0, those of the loop before in others."""
-        fresh = rows.count  # rows are sorted by loop
-        if self.spec.loops > 1:
-            fresh = int(np.searchsorted(batch.loops.numpy(), 1))
+        fresh = batch.fresh
         if fresh == rows.count:
             lib.state_copy(rows.x, rows.iota, self._embedding, batch.tokens)
             return
@@ -199,18 +197,15 @@ class DecoderRunner:
         """Norm and head on the wanted rows alone, in float32."""
         if batch.before_logits is not None:
             batch.before_logits()
-        count = len(batch.wanted)
-        if count == 0:
+        if batch.n_wanted == 0:
             return None
-        scratch = self._scratch
-        wanted, logits = scratch.wanted[:count], scratch.logits[:count]
-        lib.state_copy(wanted, scratch.iota[:count], rows.x, batch.wanted)
-        ends = scratch.ends[:count]
-        ends.copy_(wanted)
-        loops = torch.from_numpy(batch.loops.numpy()[batch.wanted.numpy()])
-        self._final_norm(lib, ends, loops, self._model.eps, ends)
-        self._head(lib, ends, logits)
-        return logits
+        ends = self._scratch.ends(batch.n_wanted)
+        lib.state_copy(ends.hidden, ends.iota, rows.x, batch.wanted)
+        if ends.wide is not ends.hidden:
+            ends.wide.copy_(ends.hidden)
+        self._final_norm(lib, ends.wide, batch.wanted_loops, self._model.eps, ends.wide)
+        self._head(lib, ends.wide, ends.logits)
+        return ends.logits
 
 
 class _Norm:
@@ -293,6 +288,15 @@ class _Rows:
         self.query_heads, self.key_heads = heads[: scratch.q_heads], heads[scratch.q_heads : keys]
 
 
+class _Ends:
+    """The scratch of the first ``count`` wanted rows: hidden states, those in float32, logits."""
+
+    def __init__(self, scratch: _Scratch, count: int) -> None:
+        self.hidden, self.logits = scratch.hidden[:count], scratch.logits[:count]
+        self.wide = self.hidden if scratch.wide is scratch.hidden else scratch.wide[:count]
+        self.iota = scratch.iota[:count]
+
+
 class _Scratch:
     """Activations of a launch, kept; the rows of a launch are views, kept too."""
 
@@ -310,10 +314,12 @@ class _Scratch:
             max_rows, 0 if all(layer.gated for layer in layers) else 2 * inner
         )
         self.iota = torch.arange(max_rows, dtype=torch.int32)
-        self.wanted = like.new_empty(max_rows, features)
-        self.ends = torch.empty(max_rows, features)
+        self.hidden = like.new_empty(max_rows, features)
+        exact = like.dtype == torch.float32
+        self.wide = self.hidden if exact else torch.empty(max_rows, features)
         self.logits = torch.empty(max_rows, runner.spec.vocab_size)
         self._views: dict[tuple[int, int], _Rows] = {}
+        self._ends: dict[int, _Ends] = {}
 
     def rows(self, start: int, stop: int) -> _Rows:
         """The scratch of rows ``start`` up to ``stop``."""
@@ -322,4 +328,11 @@ class _Scratch:
             if len(self._views) >= 1024:  # mixtures of loops come and go
                 self._views.clear()
             found = self._views[start, stop] = _Rows(self, start, stop)
+        return found
+
+    def ends(self, count: int) -> _Ends:
+        """The scratch of ``count`` wanted rows."""
+        found = self._ends.get(count)
+        if found is None:
+            found = self._ends[count] = _Ends(self, count)
         return found

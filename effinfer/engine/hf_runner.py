@@ -166,10 +166,10 @@ class HFRunner:
         with cache:
             cache.begin(batch)
             # A launch without wanted rows still gives one row to the head, which is no special case.
-            wanted = batch.wanted.long() if len(batch.wanted) else torch.zeros(1, dtype=torch.long)
+            wanted = batch.wanted.long() if batch.n_wanted else torch.zeros(1, dtype=torch.long)
             positions = batch.positions.long()[None]
             logits = self._forward(batch.tokens.long()[None], positions, cache, wanted)
-        return logits[0] if len(batch.wanted) else None
+        return logits[0] if batch.n_wanted else None
 
     def _move_states(self, segments: np.ndarray[Any, Any]) -> None:
         """Each segment's state into the slot it is to end in."""

@@ -31,7 +31,7 @@ def launch_one_by_one(
         Float32 logits ``(wanted, vocab)``, zeros in the rows of failed requests, and by line what
         the requests that failed again raised.
     """
-    logits = torch.zeros(len(batch.wanted), runner.spec.vocab_size)
+    logits = torch.zeros(batch.n_wanted, runner.spec.vocab_size)
     failed: dict[int, Exception] = {}
     for line in lines_of(batch):
         part, places = batch.only(line)

@@ -7,6 +7,7 @@ earlier loops, alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from effinfer._native import native
 from effinfer.ops.linear import linear, pack_linear
-from effinfer.ops.softmax_top2 import softmax_top2
 
 Array = np.ndarray[Any, Any]
 
@@ -73,11 +74,27 @@ class ExitPolicy:
         raise NotImplementedError
 
     def decide(self, rows: ExitRows) -> Array:
-        """1 where the row's token is final, ``(n,)`` uint8. Called once per launch."""
-        threshold: float | Array = self.threshold
-        if rows.thresholds is not None:
-            threshold = np.where(np.isnan(rows.thresholds), threshold, rows.thresholds)
-        return (self.scores(rows) > threshold).astype(np.uint8)
+        """1 where the row's token is final, ``(n,)`` uint8, not to be written to. Called once per
+        launch."""
+        if rows.thresholds is None:
+            return exits([score > self.threshold for score in self.scores(rows).tolist()])
+        own = np.where(np.isnan(rows.thresholds), self.threshold, rows.thresholds)
+        return exits((self.scores(rows) > own).tolist())
+
+
+def exits(leaving: list[bool]) -> Array:
+    """``leaving`` as ``decide`` gives it.
+
+    Lists, because they are short: after a launch has read its weights no numpy function is in the
+    caches any more, and each costs 20 to 30 us, whatever it computes.
+    """
+    return np.array(leaving, dtype=np.uint8) if True in leaving else nobody(len(leaving))
+
+
+@functools.cache
+def nobody(rows: int) -> Array:
+    """What ``decide`` gives where none of ``rows`` exits."""
+    return np.zeros(rows, dtype=np.uint8)
 
 
 class Margin(ExitPolicy):
@@ -90,7 +107,7 @@ class Margin(ExitPolicy):
 
     def scores(self, rows: ExitRows) -> Array:
         """Between 0 and 1."""
-        first, second = softmax_top2(rows.logits).numpy().T
+        first, second = _top2(rows.logits).T
         return np.asarray(first - second)  # NaN for an unsound row, which does not exit
 
 
@@ -101,7 +118,7 @@ class MaxProb(ExitPolicy):
 
     def scores(self, rows: ExitRows) -> Array:
         """Between 0 and 1."""
-        return softmax_top2(rows.logits).numpy()[:, 0]
+        return _top2(rows.logits)[:, 0]
 
 
 class Entropy(ExitPolicy):
@@ -202,15 +219,24 @@ class Replay(ExitPolicy):
 
     def __init__(self, depths: Any) -> None:
         super().__init__(0.0)
-        self._depths = np.atleast_2d(np.asarray(depths, dtype=np.int32))
-        if self._depths.ndim != 2 or self._depths.size == 0 or self._depths.min() < 1:
+        table = np.atleast_2d(np.asarray(depths, dtype=np.int32))
+        if table.ndim != 2 or table.size == 0 or table.min() < 1:
             raise ValueError("replay: depths must be 1 or more, of one or two dimensions")
+        self._depths: list[list[int]] = table.tolist()
 
     def scores(self, rows: ExitRows) -> Array:
         """1 from the recorded depth on, else -1."""
-        sequences, positions = self._depths.shape
-        wanted = self._depths[rows.requests % sequences, rows.positions % positions]
-        return np.where(rows.loops + 1 >= wanted, 1.0, -1.0)
+        return 2.0 * self.decide(rows) - 1.0
+
+    def decide(self, rows: ExitRows) -> Array:
+        """As ``ExitPolicy.decide``; no request's own threshold has a say."""
+        depths, sequences, positions = self._depths, len(self._depths), len(self._depths[0])
+        tokens = zip(
+            rows.requests.tolist(), rows.positions.tolist(), rows.loops.tolist(), strict=True
+        )
+        return exits(
+            [loop + 1 >= depths[id_ % sequences][at % positions] for id_, at, loop in tokens]
+        )
 
 
 def margin(threshold: float) -> Margin:
@@ -293,6 +319,13 @@ class _Remembered:
             self._keys = np.concatenate([self._keys, np.full((more, 3), -1, dtype=np.int64)])
             empty = np.zeros((more, *values.shape[1:]), dtype=self._values.dtype)
             self._values = np.concatenate([self._values, empty])
+
+
+def _top2(logits: torch.Tensor) -> Array:
+    """``softmax_top2`` ``(n, 2)`` by its native call alone."""
+    largest = logits.new_empty(len(logits), 2)
+    native(logits).softmax_top2(logits, largest)
+    return largest.numpy()
 
 
 def _probabilities(rows: ExitRows) -> torch.Tensor:

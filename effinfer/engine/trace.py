@@ -20,7 +20,7 @@ def write_launch(file: TextIO, scheduler: Any, now: float) -> None:
     drafts = scheduler.wanted_draft[:wanted].tolist()
     asked = [
         (*rows[row], bool(draft))
-        for row, draft in zip(scheduler.wanted[:wanted, 0].tolist(), drafts, strict=True)
+        for row, draft in zip(scheduler.wanted[:wanted].tolist(), drafts, strict=True)
     ]
     json.dump({"time": now, "rows": rows, "wanted": asked}, file)
     file.write("\n")

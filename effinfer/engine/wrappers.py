@@ -132,11 +132,14 @@ class LockstepRunner(WrappedRunner):
         logits = None
         for loop, loops in enumerate(self._loops):
             part = copy.copy(batch)
+            part.fresh = batch.rows if loop == 0 else 0
             part.loops = loops[: batch.rows]
             part.segments = batch.segments.copy()
             part.segments[:, LOOP] = loop
             if loop + 1 < len(self._loops):
-                part.wanted = batch.wanted[:0]
+                part.want(0, 0)
+            else:
+                part.wanted_loops = loops[: batch.n_wanted]
             if loop > 0 and first_only:
                 part.kv_slots = self._none[: batch.rows]
             logits = super().launch(part)

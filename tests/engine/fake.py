@@ -207,7 +207,8 @@ class FakeRunner:
     def _choose(self, out: list[int], told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         s = self.s
         tokens, exits = [], []
-        for i, (row, line) in enumerate(s.wanted[: s.n_wanted].tolist()):
+        for i, row in enumerate(s.wanted[: s.n_wanted].tolist()):
+            line = s.lines[row]
             request = int(s.request_ids[line])
             assert request == s.wanted_ids[i]
             position, loop = int(s.positions[row]), int(s.loops[row])

@@ -68,9 +68,7 @@ def run(
         wanted = s.n_wanted
         seconds += costs[rows - 1] + (head * costs[wanted - 1] if wanted else 0)
         chosen, leaves = np.zeros(wanted, np.int32), np.zeros(wanted, np.uint8)
-        rows_wanted = zip(
-            s.wanted[:wanted, 0].tolist(), s.wanted_ids[:wanted].tolist(), strict=True
-        )
+        rows_wanted = zip(s.wanted[:wanted].tolist(), s.wanted_ids[:wanted].tolist(), strict=True)
         for i, (row, request) in enumerate(rows_wanted):
             at, loop = int(s.positions[row]) + 1, int(s.loops[row])
             noise = mix(request << 30 | at << 10 | loop)

@@ -33,19 +33,26 @@ def test_a_resized_batch_sees_what_its_source_holds_now():
     source = SimpleNamespace(
         **{name: np.zeros(8, np.int32) for name in names},
         segments=np.zeros((8, 6), np.int32),
-        wanted=np.zeros((8, 2), np.int32),
+        wanted=np.zeros(8, np.int32),
+        wanted_loops=np.zeros(8, np.int32),
         block_table=TABLE.copy(),
         request_ids=np.array([7, 8]),
     )
     batch = Batch(source)
-    batch.resize(3, 2, 1)
+    batch.resize(3, 2, 1, 3)
     source.tokens[:] = range(8)
     source.block_table[1, 1] = 9
-    source.wanted[:, 0] = range(5, 13)
-    batch.resize(3, 2, 2)
+    source.wanted[:] = range(5, 13)
+    source.wanted_loops[:] = range(8)
+    batch.resize(3, 2, 2, 3)
     assert batch.tokens.tolist() == [0, 1, 2]
     assert len(batch.segments) == 2
     assert batch.wanted.tolist() == [5, 6]
+    batch.want(1, 4)
+    assert (batch.wanted.tolist(), batch.wanted_loops.tolist()) == ([6, 7, 8], [1, 2, 3])
+    batch.want_some(np.array([0, 7]))
+    assert (batch.wanted.tolist(), batch.wanted_loops.tolist()) == ([5, 12], [0, 7])
+    assert batch.n_wanted == 2
     assert batch.block_table[1, 1] == 9
 
 
