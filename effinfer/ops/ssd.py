@@ -175,7 +175,7 @@ def ssd(
         dt: ``(batch, length, H)``.
         A: ``(H,)``, negative in trained models.
         B, C: ``(batch, length, G, N)`` of one dtype; G divides H.
-        chunk_size: 1 takes the tokens one by one, on the CPU with the bits of ``ssd_state_update``
+        chunk_size: 1 takes the tokens one by one, with the bits of ``ssd_state_update``
             wherever a run begins and ends; any other is taken for compatibility: the kernels choose
             their own.
         D: ``(H,)`` or ``(H, P)``.

@@ -64,9 +64,9 @@ def test_mamba1(isa, dim, state, groups):
 
 
 @pytest.mark.parametrize("gate", [False, True])
-@pytest.mark.parametrize(("dim", "state"), [(12, 20), (16, 32)])
-def test_mamba2_one_by_one(isa, dim, state, gate):
-    a = inputs(2, CUTS[-1], dim=dim, state=state) | {"chunk_size": 1}
+@pytest.mark.parametrize(("dim", "state"), [(12, 20), (16, 32), (5, 16), (3, 300)])
+def test_mamba2_one_by_one(device, dim, state, gate):
+    a = inputs(2, CUTS[-1], dim=dim, state=state, device=device) | {"chunk_size": 1}
     if not gate:
         a["z"] = None
 
@@ -105,14 +105,14 @@ def test_mamba2_one_by_one(isa, dim, state, gate):
     assert torch.equal(stepped, last)
 
 
-def test_mamba2_one_by_one_restarts_and_passes_over_what_is_masked(isa):
-    a = inputs(1, 100) | {"chunk_size": 1}
-    ids = (torch.arange(100)[None] >= 55).int()
+def test_mamba2_one_by_one_restarts_and_passes_over_what_is_masked(device):
+    a = inputs(1, 100, device=device) | {"chunk_size": 1}
+    ids = (torch.arange(100, device=device)[None] >= 55).int()
     y, last, snapshots = run(a, seq_idx=ids, num_snapshots=3)
     tail = run(tokens(a, 55, 100, initial_state=None), num_snapshots=3)
     for got, want in zip((y[:, 55:], last, snapshots), tail, strict=True):
         assert torch.equal(got, want)
-    mask = torch.rand(1, 100) < 0.7
+    mask = torch.rand(1, 100, device=device) < 0.7
     real = {name: a[name][mask][None] for name in ("x", "dt", "B", "C", "z")}
     got, want = run(a, mask=mask, num_snapshots=3), run(a | real, num_snapshots=3)
     assert torch.equal(got[0][mask], want[0][0])

@@ -2,7 +2,9 @@
 // cutting, masking or packing a sequence gives the same bits. A block is some rows (P) of one
 // head's state in one sequence; a row is spread over kLanes threads and stays in registers. A tile
 // of positions at a time goes through shared memory, so that its loads are in flight together.
+// One by one differs in the threads of a row alone: as many as in a step, for its bits.
 #include "base/gpu.h"
+#include "ops/ssd/cuda_lanes.h"
 #include "ops/ssd/ssd.h"
 
 namespace effinfer {
@@ -134,7 +136,8 @@ __global__ void __launch_bounds__(kThreads) scan(Ssd a, int tile_length, int64_t
         y = gpu::fma(shared_c[t * states + n], S[i], y);
       }
       y = gpu::lanes_sum<kLanes>(y);
-      if (a.D != nullptr) y += a.D[head * a.D_strides[0] + (first + own) * a.D_strides[1]] * x;
+      if (a.D != nullptr)
+        y = gpu::fma(a.D[head * a.D_strides[0] + (first + own) * a.D_strides[1]], x, y);
       if (part == 0) s.y[t][mine] = a.z != nullptr ? y * s.gate[t][own] : y;
       if (--left < a.snapshot_count) snapshot(left);
     }
@@ -162,10 +165,15 @@ int run(const Ssd& a, void* stream) {
 }  // namespace
 
 int ssd_cuda(const Ssd& args, void* stream) {
-  if (args.state_dim <= 16) return run<8, 2>(args, stream);
-  if (args.state_dim <= 128) return run<8, 16>(args, stream);
-  if (args.state_dim <= 256) return run<8, 32>(args, stream);
-  if (args.state_dim <= 2048) return run<32, 64>(args, stream);
+  const int64_t states = args.state_dim;
+  if (args.one_by_one && states <= kSsdFewStates)
+    return run<kSsdFewLanes, kSsdFewStates / kSsdFewLanes>(args, stream);
+  if (args.one_by_one && states <= kSsdManyStates)
+    return run<kSsdLanes, kSsdManyStates / kSsdLanes>(args, stream);
+  if (states <= 16) return run<8, 2>(args, stream);
+  if (states <= 128) return run<8, 16>(args, stream);
+  if (states <= kSsdManyStates) return run<8, 32>(args, stream);
+  if (states <= 2048) return run<kSsdMostLanes, 64>(args, stream);
   return gpu::kInvalidValue;
 }
 

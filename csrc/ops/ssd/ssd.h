@@ -60,7 +60,7 @@ struct Ssd {
   DType x_type, dt_type, B_type;  // z and y have x's type, C has B's
   float dt_min, dt_max;
   bool dt_softplus;
-  bool one_by_one;  // CPU: no products, so that the bits do not depend on where a run begins
+  bool one_by_one;  // with the bits of steps, so that they do not depend on where a run begins
   // CPU kernels only: how many threads may work, and ssd_scratch(args) floats, 64-byte aligned.
   int64_t slots;
   float* scratch = nullptr;

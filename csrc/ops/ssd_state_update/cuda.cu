@@ -1,6 +1,7 @@
 // ssd_state_update on a GPU: kLanes threads per row of a head's state, each with every kLanes-th
 // element of it.
 #include "base/gpu.h"
+#include "ops/ssd/cuda_lanes.h"
 #include "ops/ssd_state_update/ssd_state_update.h"
 
 namespace effinfer {
@@ -47,7 +48,8 @@ __global__ void __launch_bounds__(kThreads) step(SsdStateUpdate a, int64_t items
   }
   y = gpu::lanes_sum<kLanes>(y);
   if (!real || part != 0) return;
-  if (used && a.D != nullptr) y += a.D[head * a.D_strides[0] + p * a.D_strides[1]] * x;
+  if (used && a.D != nullptr)
+    y = gpu::fma(a.D[head * a.D_strides[0] + p * a.D_strides[1]], x, y);
   if (used && a.z != nullptr) y *= gpu::silu(signal(a.z, a.x_type, a.z_strides));
   gpu::store_any(a.y, a.x_type, row * a.y_strides[0] + head * a.y_strides[1] + p * a.y_strides[2],
                  y);
@@ -64,7 +66,9 @@ int run(const SsdStateUpdate& a, void* stream) {
 }  // namespace
 
 int ssd_state_update_cuda(const SsdStateUpdate& args, void* stream) {
-  return args.state_dim <= 16 ? run<4>(args, stream) : run<16>(args, stream);
+  if (args.state_dim <= kSsdFewStates) return run<kSsdFewLanes>(args, stream);
+  if (args.state_dim <= kSsdManyStates) return run<kSsdLanes>(args, stream);
+  return run<kSsdMostLanes>(args, stream);
 }
 
 }  // namespace effinfer
