@@ -1,9 +1,11 @@
 """What torch computes by the number of rows, computed so that a row's bits are its own: products with
-weights that are no linears', in routers and experts, and GELU."""
+weights that are no linears', in routers and in experts that run by the model's code, GELU, and the
+sigmoid of a few numbers a row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,11 +21,13 @@ class RowwiseWeight(torch.Tensor):
 
     packed: torch.Tensor
     experts: list[RowwiseWeight]
+    rows_apart: bool
 
     @staticmethod
-    def of(weight: torch.Tensor) -> RowwiseWeight:
-        """From a plain one, whose memory it shares."""
+    def of(weight: torch.Tensor, *, rows_apart: bool = False) -> RowwiseWeight:
+        """From a plain one, whose memory it shares; ``rows_apart`` of its products, see ``_apart``."""
         made: RowwiseWeight = torch.Tensor._make_subclass(RowwiseWeight, weight.detach())
+        made.rows_apart = rows_apart
         if weight.dim() == 3:
             made.experts = [RowwiseWeight.of(expert) for expert in weight.detach()]
         else:
@@ -53,7 +57,15 @@ class RowwiseWeight(torch.Tensor):
 def _multiply(
     x: torch.Tensor, weight: RowwiseWeight, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    return linear(x.contiguous(), weight.packed, len(weight), bias)
+    out = linear(x.contiguous(), weight.packed, len(weight), bias)
+    return _apart(out) if weight.rows_apart else out
+
+
+def _apart(x: torch.Tensor) -> torch.Tensor:
+    """A copy whose rows do not touch: what torch computes of each number, it computes a row at a
+    time, and not by where the number lies among all of them."""
+    wide = x.new_empty(*x.shape[:-1], x.shape[-1] + 1)[..., :-1]
+    return wide.copy_(x)
 
 
 def _gelu(x: torch.Tensor) -> torch.Tensor:
@@ -64,23 +76,27 @@ def _gelu(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(apart)[:-1].view(x.shape)
 
 
-def take_over_products(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
-    """Put ``RowwiseWeight``s in the place of the float32 weights of routers and experts, and another
-    GELU in that of torch's; what was there before, as (dictionary, name, value)."""
+def take_over_products(model: nn.Module, undo: ExitStack) -> None:
+    """Put ``RowwiseWeight``s in the place of the float32 weights of routers and of experts that still
+    have theirs, another GELU in that of torch's, and rows apart before the sigmoid that gates a
+    shared expert. ``undo`` puts back what was there."""
     from transformers.activations import GELUActivation
 
-    before = []
-    for module in model.modules():
-        if not type(module).__name__.endswith(("Router", "Experts")):
-            continue
-        own: dict[str, Any] = module._parameters
-        for name, weight in own.items():
-            if weight is not None and weight.dim() in (2, 3) and weight.dtype == torch.float32:
-                before.append((own, name, weight))
-    for own, name, weight in before:
-        own[name] = RowwiseWeight.of(weight)
-    for module in model.modules():
-        if type(module) is GELUActivation and module.act is F.gelu:
-            before.append((module.__dict__, "act", F.gelu))
-            module.__dict__["act"] = _gelu
-    return before
+    def replace(owner: dict[str, Any], name: str, value: Any) -> None:
+        undo.callback(owner.__setitem__, name, owner[name])
+        owner[name] = value
+
+    for module in list(model.modules()):
+        kind = type(module).__name__
+        if kind.endswith(("Router", "Experts")):
+            own: dict[str, Any] = module._parameters
+            for name, weight in list(own.items()):
+                if weight is not None and weight.dim() in (2, 3) and weight.dtype == torch.float32:
+                    router = kind.endswith("Router")
+                    replace(own, name, RowwiseWeight.of(weight, rows_apart=router))
+        elif type(module) is GELUActivation and module.act is F.gelu:
+            replace(module.__dict__, "act", _gelu)
+        gate = module._modules.get("shared_expert_gate")
+        if gate is not None:
+            hook = gate.register_forward_hook(lambda _module, _inputs, output: _apart(output))
+            undo.callback(hook.remove)

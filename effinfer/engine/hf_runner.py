@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from effinfer.engine.batch import STATE_IN, STATE_OUT, Batch, Span
 from effinfer.engine.hf_cache import ShapeRecorder, SlotCache, attention, state_shapes
+from effinfer.engine.hf_experts import take_over_experts
 from effinfer.engine.hf_rowwise import take_over_products
 from effinfer.engine.kv import KVPages, StatePool
 from effinfer.engine.runner import BLOCK_SIZE, Room, RunnerSpec
@@ -42,7 +44,7 @@ class HFRunner:
             raise UnsupportedModelError(_message(model, reasons))
         self._model = model
         self._configs: list[tuple[Any, Any]] = []
-        self._replaced: list[tuple[dict[str, Any], str, Any]] = []
+        self._undo = ExitStack()
         names = inspect.signature(type(model).forward).parameters
         self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         self._options = {name for name in ("position_ids", "logits_to_keep") if name in names}
@@ -109,11 +111,12 @@ class HFRunner:
             if id(own) not in copies:
                 copies[id(own)] = copy.deepcopy(own)
                 copies[id(own)]._attn_implementation = ATTENTION
-                copies[id(own)]._experts_implementation = "eager"  # expert by expert, by F.linear
+                copies[id(own)]._experts_implementation = "eager"  # where it stays the model's code
             self._configs.append((module, own))
             module.config = copies[id(own)]
         with torch.inference_mode(False), torch.no_grad():
-            self._replaced = take_over_products(self._model)
+            take_over_experts(self._model, self._undo)
+            take_over_products(self._model, self._undo)
 
     def _compare(self, tokens: list[int], whole: torch.Tensor, dtype: torch.dtype) -> None:
         """Run ``tokens`` in pieces, two sequences at a time, against the logits of one forward."""
@@ -216,12 +219,12 @@ class HFRunner:
         self._pool.poison()
 
     def close(self) -> None:
-        """Give the model its configurations back, and its stock modules if it was patched here."""
+        """Give the model its configurations and weights back, and its stock modules if it was patched
+        here."""
+        self._undo.close()
         for module, config in self._configs:
             module.config = config
-        for owner, name, value in self._replaced:
-            owner[name] = value
-        self._configs, self._replaced = [], []
+        self._configs = []
         if self._patched:
             unpatch(self._model)
             self._patched = False

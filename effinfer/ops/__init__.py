@@ -22,6 +22,7 @@ from effinfer.ops.linear import linear, pack_linear, unpack_linear
 from effinfer.ops.low_rank_add import low_rank_add, pack_low_rank
 from effinfer.ops.lowbit_linear import PackedLowBit, lowbit_linear, pack_lowbit, unpack_lowbit
 from effinfer.ops.lowbit_weight import LowBitWeight
+from effinfer.ops.moe_experts import moe_experts, pack_experts, unpack_experts
 from effinfer.ops.paged_attention import paged_attention
 from effinfer.ops.rms_norm import rms_norm
 from effinfer.ops.rope_write import rope_write
@@ -58,8 +59,10 @@ __all__ = [
     "lmu_matrices",
     "low_rank_add",
     "lowbit_linear",
+    "moe_experts",
     "pack_binary",
     "pack_binary_conv2d",
+    "pack_experts",
     "pack_linear",
     "pack_low_rank",
     "pack_lowbit",
@@ -83,6 +86,7 @@ __all__ = [
     "state_scatter",
     "unpack_binary",
     "unpack_binary_conv2d",
+    "unpack_experts",
     "unpack_linear",
     "unpack_lowbit",
     "unpack_signs",

@@ -49,8 +49,7 @@ def test_chunks_and_decode_rows_together_are_the_model(name):
     assert [type(module) for module in model.modules()] == classes
 
 
-# Not Nemotron-H: its router's sigmoid is torch's, and four experts do not fill its vectors.
-@pytest.mark.parametrize("name", [name for name in SSM if name != "nemotron_h"])
+@pytest.mark.parametrize("name", SSM)
 def test_order_changes_no_bit(name):
     model, sequences = tiny_model(name), prompts(6, 1, 11, 6)
     runner = make_runner(model)

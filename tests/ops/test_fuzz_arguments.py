@@ -95,6 +95,9 @@ CALLS = {
     "low_rank_add": lambda: {
         "y": randn(3, 20), "x": randn(3, 8), "index": int32(0, 2, 2), "down": randn(3, 5, 8),
         "up": randn(3, 16 * 3 + 16 * 2), "bias": randn(3, 20), "parts": (12, 3, 8, 2)},
+    "moe_experts": lambda: {
+        "x": randn(3, 8), "index": int32(0, 2, 2, 1, 1, 0).view(3, 2), "weights": torch.rand(3, 2),
+        "up": ops.pack_experts(randn(3, 20, 8)), "down": ops.pack_experts(randn(3, 8, 10))},
     "paged_attention": lambda: {
         "q": randn(3, 4, 8), **paged(), "block_table": int32(2, 0, 1, 1).view(2, 2),
         "seq_of_row": int32(0, 0, 1), "position": int32(5, 2, 7), "scale": 0.3, "window": 4,

@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(kThreads) step(SsdStateUpdate a, int64_t items
   }
   y = gpu::lanes_sum<kLanes>(y);
   if (!real || part != 0) return;
-  if (used && a.D != nullptr)
-    y = gpu::fma(a.D[head * a.D_strides[0] + p * a.D_strides[1]], x, y);
+  if (used && a.D != nullptr) y = gpu::fma(a.D[head * a.D_strides[0] + p * a.D_strides[1]], x, y);
   if (used && a.z != nullptr) y *= gpu::silu(signal(a.z, a.x_type, a.z_strides));
   gpu::store_any(a.y, a.x_type, row * a.y_strides[0] + head * a.y_strides[1] + p * a.y_strides[2],
                  y);
