@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+os.environ.setdefault("RAY_worker_niceness", "0")  # replicas are no work for idle hours, as 15 says
 
 import ray
 from fastapi import FastAPI
@@ -46,7 +47,8 @@ def application(
         max_slots, max_queue: of each replica's engine.
         replicas: how many there are, or are at least.
         max_replicas: how many Ray may make when more than ``max_slots`` requests run or wait in each.
-        react_s: seconds that there must be so many before it makes one.
+        react_s: seconds that there must be so many before it makes one; also between looks at whether
+            a replica is dead, or done.
         cpus: that Ray reserves for a replica.
     """
 
@@ -60,6 +62,7 @@ def application(
                 min_replicas=replicas,
                 max_replicas=max_replicas,
                 target_ongoing_requests=max_slots,
+                metrics_interval_s=react_s / 10,
                 look_back_period_s=react_s,
                 upscale_delay_s=react_s,
             )
@@ -72,6 +75,8 @@ def application(
         max_ongoing_requests=held,
         max_queued_requests=held,
         graceful_shutdown_timeout_s=settings.drain_s + _LAST_WORDS_S,
+        graceful_shutdown_wait_loop_s=min(react_s, 2),
+        health_check_period_s=react_s,
         ray_actor_options={"num_cpus": cpus},
         **scale,
     )
