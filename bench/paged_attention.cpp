@@ -20,7 +20,7 @@ struct Heads {
 Case paged_attention_case(const std::string& what, int64_t count, int64_t length, int64_t rows,
                           Heads heads, DType type) {
   const int64_t pages = (length + kPageSlots - 1) / kPageSlots, blocks = count * pages;
-  const int64_t total = count * rows, row = heads.kv * heads.dim;
+  const int64_t total = count * rows, row = heads.kv * heads.dim, head = kPageSlots * heads.dim;
   const auto q = values(total * heads.q * heads.dim, type),
              out = values(total * heads.q * heads.dim, type);
   const auto k = values(blocks * kPageSlots * row, type),
@@ -63,8 +63,8 @@ Case paged_attention_case(const std::string& what, int64_t count, int64_t length
       .out_row = heads.q * heads.dim,
       .out_head = heads.dim,
       .table_row = pages,
-      .k_stride = {0, kPageSlots * row, row, heads.dim},
-      .v_stride = {0, kPageSlots * row, row, heads.dim},
+      .k_stride = {0, kPageSlots * row, 1, head, kPageSlots},
+      .v_stride = {0, kPageSlots * row, heads.dim, head, 1},
       .q_type = type,
       .k_type = type,
       .v_type = type,

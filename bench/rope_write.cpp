@@ -15,9 +15,9 @@ Case rope_case(int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t dim, DTy
              v = values(blocks * kRopePageSlots * row, type);
   const auto slot = std::make_shared<std::vector<int32_t>>();
   for (int64_t i = 0; i < rows; ++i) slot->push_back(static_cast<int32_t>(rows - 1 - i));
-  const auto pages = [=](const std::shared_ptr<void>& data) {
-    return WrittenPages{data.get(), dim, 0, kRopePageSlots * row, row, dim, type};
-  };
+  const int64_t block = kRopePageSlots * row, head = kRopePageSlots * dim;
+  const WrittenPages k_pages = {k.get(), dim, 0, block, 1, head, kRopePageSlots, type};
+  const WrittenPages v_pages = {v.get(), dim, 0, block, dim, head, 1, type};
   return {
       .shape = "rows" + std::to_string(rows) + " h" + std::to_string(q_heads) + "/" +
                std::to_string(kv_heads) + " d" + std::to_string(dim),
@@ -33,8 +33,8 @@ Case rope_case(int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t dim, DTy
                         .position = nullptr,
                         .slot = slot->data(),
                         .plane = nullptr,
-                        .k = pages(k),
-                        .v = pages(v),
+                        .k = k_pages,
+                        .v = v_pages,
                         .rows = rows,
                         .q_heads = q_heads,
                         .kv_heads = kv_heads,

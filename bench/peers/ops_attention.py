@@ -31,15 +31,17 @@ class Workload:
         )
 
     def effinfer(self) -> Side:
+        from effinfer.engine.kv import KVPages
         from effinfer.ops import paged_attention
 
         pages = [-(-n // BLOCK) for n in self.lengths]
         free = torch.randperm(sum(pages)).tolist()
         table = torch.zeros(len(pages), max(pages), dtype=torch.int32)
         kv_heads, _, dim = self.k[0].shape
-        k_pages, v_pages = (
-            torch.zeros(sum(pages), BLOCK, kv_heads, dim, dtype=self.q.dtype) for _ in range(2)
+        pool = KVPages(
+            [(kv_heads, dim)], planes=1, blocks=sum(pages), block_size=BLOCK, dtype=self.q.dtype
         )
+        k_pages, v_pages = pool.keys[0][0], pool.values[0][0]
         for s, n in enumerate(self.lengths):
             table[s, : pages[s]] = torch.tensor([free.pop() for _ in range(pages[s])])
             t = torch.arange(n)

@@ -11,6 +11,10 @@ namespace effinfer::paged_attention_binding {
 
 constexpr auto kOp = "paged_attention";
 
+PageStrides page_strides(const PageTensor& p) {
+  return {p.plane_stride, p.block_stride, p.slot_stride, p.head_stride, p.dim_stride};
+}
+
 // Every block that a row reads must be in the pool. Rows of one sequence, one after another, have
 // most of their blocks in common: only what the row before did not read is looked at.
 void check_blocks(const PagedAttention& a) {
@@ -53,7 +57,7 @@ void run(py::handle q_, py::handle k_pages_, py::handle v_pages_, py::handle blo
   const int64_t rows = q.shape[0], q_heads = q.shape[1], k_dim = q.shape[2];
   if (q.stride[2] != 1 && k_dim > 1)
     reject(kOp, "q", "be contiguous in its last dimension", "strides of another kind");
-  const PageTensor k = want_pages(kOp, "k_pages", k_pages_);
+  const PageTensor k = want_key_pages(kOp, k_pages_);
   if (k.dim != k_dim)
     reject(kOp, "k_pages", "have head_dim " + std::to_string(k_dim) + " like q",
            shape_text(k.tensor));
@@ -101,8 +105,8 @@ void run(py::handle q_, py::handle k_pages_, py::handle v_pages_, py::handle blo
       .out_row = out.stride[0],
       .out_head = out.stride[1],
       .table_row = table.stride[0],
-      .k_stride = {k.plane_stride, k.block_stride, k.slot_stride, k.head_stride},
-      .v_stride = {v.plane_stride, v.block_stride, v.slot_stride, v.head_stride},
+      .k_stride = page_strides(k),
+      .v_stride = page_strides(v),
       .q_type = q.dtype(),
       .k_type = k.tensor.dtype(),
       .v_type = v.tensor.dtype(),

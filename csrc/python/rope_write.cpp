@@ -8,8 +8,8 @@ namespace effinfer::rope_write_binding {
 constexpr auto kOp = "rope_write";
 
 WrittenPages written(const PageTensor& p) {
-  return {p.tensor.data, p.dim,         p.plane_stride,  p.block_stride,
-          p.slot_stride, p.head_stride, p.tensor.dtype()};
+  return {p.tensor.data, p.dim,         p.plane_stride, p.block_stride,
+          p.slot_stride, p.head_stride, p.dim_stride,   p.tensor.dtype()};
 }
 
 // Two rows that write one slot would depend on their order. A table of those seen so far, by open
@@ -42,7 +42,7 @@ Rows want_lines(const char* arg, py::handle object, int64_t lines, int64_t dim) 
 void run(py::handle qkv_, py::handle cos_, py::handle sin_, py::handle k_pages_,
          py::handle v_pages_, py::handle slot_, py::handle position_, py::handle plane_,
          int64_t q_heads, int64_t kv_heads, bool interleaved) {
-  const PageTensor k = want_pages(kOp, "k_pages", k_pages_);
+  const PageTensor k = want_key_pages(kOp, k_pages_);
   const PageTensor v = want_value_pages(kOp, v_pages_, k);
   want_writable(kOp, "k_pages", k.tensor);
   want_writable(kOp, "v_pages", v.tensor);

@@ -21,7 +21,7 @@ from effinfer.engine.batch import FIRST, ROWS, STATE_OUT, Batch
 from effinfer.engine.kv import KVPages, StatePool
 from effinfer.errors import UnsupportedModelError
 from effinfer.nn import Mamba1Mixer
-from effinfer.ops import paged_attention, state_copy, state_gather, state_scatter
+from effinfer.ops import paged_attention, rope_write, state_gather, state_scatter
 
 _thread = threading.local()
 
@@ -199,7 +199,6 @@ class SlotCache(LaunchCache):
         """Serve the rows of ``batch`` from now on."""
         self._batch = batch
         self._groups = _groups(batch.segments, batch.rows) if self._states else []
-        self._iota = torch.arange(batch.rows, dtype=torch.int32)
 
     def update(
         self,
@@ -211,9 +210,12 @@ class SlotCache(LaunchCache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write keys and values (1, H, T, D) to the rows' slots."""
         self._layer = layer_idx
-        for pages, new in zip(self._pages[layer_idx], (key_states, value_states), strict=True):
-            rows = new[0].transpose(0, 1).to(pages.dtype)
-            state_copy(pages[0].flatten(0, 1), self._batch.kv_slots, rows, self._iota)
+        keys, values = self._pages[layer_idx]
+        rows = torch.cat([new[0].transpose(0, 1) for new in (key_states, value_states)], 1).flatten(
+            1
+        )
+        heads = key_states.shape[1]
+        rope_write(rows, None, None, keys, values, self._batch.kv_slots, q_heads=0, kv_heads=heads)
         return key_states, value_states
 
     def attend(

@@ -16,12 +16,21 @@ class KVPages:
     """Keys and values of all layers and planes, in blocks of positions (PagedAttention, arXiv
     2309.06180), in one allocation.
 
+    In memory keys are (planes, blocks, heads, dim, block_size): attention reads them with positions
+    as lanes, and writing a column once is less than transposing it at every read. Values are
+    (planes, blocks, heads, block_size, dim). So what a head reads of a block is one piece of each.
+
     Args:
         heads: for each attention layer its key-value heads and their dimension.
         planes: how many keys and values each position has per layer: one per loop of a recursive
             model that keeps them apart, else 1.
-        blocks, block_size: how many blocks there are, of how many positions.
+        blocks, block_size: how many blocks there are, of how many positions (a multiple of 16 for
+            ``paged_attention``).
         dtype: of keys and values.
+
+    Attributes:
+        keys, values: for each attention layer a view (planes, blocks, block_size, heads, dim), as
+            ``paged_attention`` and ``rope_write`` take them.
     """
 
     def __init__(
@@ -37,9 +46,15 @@ class KVPages:
         sizes = [slots * count * dim for count, dim in heads for _ in "kv"]
         self.memory = torch.empty(sum(sizes), dtype=dtype)
         parts = torch.split(self.memory, sizes)
-        shapes = [(planes, blocks, block_size, count, dim) for count, dim in heads]
-        self.keys = [p.view(s) for p, s in zip(parts[::2], shapes, strict=True)]
-        self.values = [p.view(s) for p, s in zip(parts[1::2], shapes, strict=True)]
+        lead = (planes, blocks)
+        self.keys = [
+            part.view(*lead, count, dim, block_size).permute(0, 1, 4, 2, 3)
+            for part, (count, dim) in zip(parts[::2], heads, strict=True)
+        ]
+        self.values = [
+            part.view(*lead, count, block_size, dim).transpose(2, 3)
+            for part, (count, dim) in zip(parts[1::2], heads, strict=True)
+        ]
 
     @staticmethod
     def bytes_per_block(

@@ -137,8 +137,12 @@ def paged_attention(
         q: ``(rows, q_heads, head_dim)``, float32, bfloat16 or float16; the last dimension is
             contiguous, the others have any strides (a slice of a fused projection).
         k_pages: ``(blocks, block_size, kv_heads, head_dim)``, or with a leading dimension of planes
-            (recursive models: one plane per loop); any float dtype, any strides but the last.
-        v_pages: the same with its own dtype, strides and head_dim.
+            (recursive models: one plane per loop); any float dtype. Positions are contiguous, if
+            block_size is a multiple of 16, or else the last dimension; other strides are any. The
+            former is how keys are read, and the latter costs a transposition at every read: make
+            pages as ``(blocks, kv_heads, head_dim, block_size)`` and ``permute(0, 3, 1, 2)`` them.
+        v_pages: the same with its own dtype, strides and head_dim; the last dimension contiguous.
+            As ``(blocks, kv_heads, block_size, head_dim)`` transposed a head reads them in one piece.
         block_table: int32 ``(sequences, max_blocks)``. Entries that no row reads may hold anything.
         seq_of_row: int32 ``(rows,)``, which line of ``block_table`` a row reads.
         position: int32 ``(rows,)``, the row's own position; negative for padding, whose result is 0.

@@ -110,7 +110,7 @@ def rope_write(
             attention scaling in them), rotary_dim <= head_dim, even; elements past it stay. With
             ``position`` they are tables ``(positions, rotary_dim)``, computed once for a model. Both
             None: nothing is rotated (models without positions).
-        k_pages, v_pages: as for ``paged_attention``; changed in place.
+        k_pages, v_pages: as for ``paged_attention``, in either layout; changed in place.
         slot: int32 ``(rows,)``, where a row's k and v go: ``block * block_size + offset``; negative
             for nowhere. No slot of a plane twice.
         q_heads, kv_heads: numbers of heads.

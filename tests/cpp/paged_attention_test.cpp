@@ -12,6 +12,7 @@ EFFINFER_PER_ISA(PagedAttentionTest);
 
 struct Shape {
   int64_t q_heads, kv_heads, k_dim, v_dim, block_size, window;
+  bool columns = false;  // of keys
 };
 
 // Two sequences in pages that alternate; every buffer is exactly as long as it has to be, for
@@ -45,6 +46,7 @@ struct Problem {
     q = testing::to_type<T>(testing::random_floats(rows * s.q_heads * s.k_dim, 1));
     out.resize(rows * s.q_heads * s.v_dim);
     k = pool(s.k_dim, 2);
+    if (s.columns) k = in_columns(k);
     v = pool(s.v_dim, 3);
   }
 
@@ -61,6 +63,28 @@ struct Problem {
         std::copy_n(random.begin() + slot(line, t) * width, width,
                     all.begin() + slot(line, t) * width);
     return testing::to_type<T>(all);
+  }
+
+  PageStrides key_strides() const {
+    const Shape& s = shape;
+    const int64_t block = s.block_size * s.kv_heads * s.k_dim;
+    if (s.columns) return {0, block, 1, s.block_size * s.k_dim, s.block_size};
+    return {0, block, s.kv_heads * s.k_dim, s.k_dim, 1};
+  }
+
+  // Dimension d of kv head h of what lies in a slot.
+  int64_t key_at(int64_t slot, int64_t h, int64_t d) const {
+    const PageStrides by = key_strides();
+    return slot / shape.block_size * by.block + slot % shape.block_size * by.slot + h * by.head +
+           d * by.dim;
+  }
+
+  std::vector<T> in_columns(const std::vector<T>& rows) const {
+    std::vector<T> result(rows.size());
+    const int64_t heads = shape.kv_heads, dim = shape.k_dim;
+    for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i)
+      result[key_at(i / (heads * dim), i / dim % heads, i % dim)] = rows[i];
+    return result;
   }
 
   void run(DType type) {
@@ -89,8 +113,8 @@ struct Problem {
         .out_row = s.q_heads * s.v_dim,
         .out_head = s.v_dim,
         .table_row = pages,
-        .k_stride = {0, s.block_size * s.kv_heads * s.k_dim, s.kv_heads * s.k_dim, s.k_dim},
-        .v_stride = {0, s.block_size * s.kv_heads * s.v_dim, s.kv_heads * s.v_dim, s.v_dim},
+        .k_stride = key_strides(),
+        .v_stride = {0, s.block_size * s.kv_heads * s.v_dim, s.kv_heads * s.v_dim, s.v_dim, 1},
         .q_type = type,
         .k_type = type,
         .v_type = type,
@@ -117,7 +141,7 @@ struct Problem {
       double dot = 0;
       for (int64_t d = 0; d < s.k_dim; ++d)
         dot += double{scalar::get(&q[(row * s.q_heads + head) * s.k_dim + d])} *
-               scalar::get(&k[at * s.k_dim + d]);
+               scalar::get(&k[key_at(slot(sequence[row], t), kv_head, d)]);
       const double weight = std::exp(5. * std::tanh(dot * 0.2 / 5.));
       total += weight;
       for (int64_t d = 0; d < s.v_dim; ++d)
@@ -137,7 +161,8 @@ void expect_matches_float64(DType type, double bound, Shape shape) {
       p.expect(static_cast<int64_t>(row), head, want);
   EXPECT_LE(testing::relative_error(p.out, want), bound)
       << "heads " << shape.q_heads << "/" << shape.kv_heads << " dims " << shape.k_dim << ", "
-      << shape.v_dim << " block " << shape.block_size << " window " << shape.window;
+      << shape.v_dim << " block " << shape.block_size << " window " << shape.window
+      << (shape.columns ? " columns" : "");
 }
 
 TEST_P(PagedAttentionTest, MatchesFloat64) {
@@ -145,6 +170,9 @@ TEST_P(PagedAttentionTest, MatchesFloat64) {
                       {3, 3, 20, 7, 1, 9},
                       {8, 1, 64, 64, 32, 0},
                       {14, 2, 40, 80, 5, 30},
+                      {4, 4, 32, 32, 16, 0, true},
+                      {14, 2, 20, 48, 32, 30, true},
+                      {5, 5, 3, 7, 80, 0, true},
                       {1, 1, 1, 1, 128, 0}}) {
     expect_matches_float64<float>(DType::f32, 1e-6, shape);
     expect_matches_float64<bf16>(DType::bf16, 4e-3, shape);

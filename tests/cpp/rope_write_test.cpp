@@ -8,7 +8,7 @@ namespace {
 class RopeWriteTest : public testing::PerIsa {};
 EFFINFER_PER_ISA(RopeWriteTest);
 
-// Three rows of 2 query heads and 1 kv head; the second row writes nothing.
+// Three rows of 2 query heads and 1 kv head; the second row writes nothing. Keys go to columns.
 void expect_rotated(int64_t dim, int64_t rotary, bool interleaved) {
   constexpr int64_t kRows = 3, kHeads = 3;  // that rotate
   const int64_t width = (kHeads + 1) * dim;
@@ -17,17 +17,16 @@ void expect_rotated(int64_t dim, int64_t rotary, bool interleaved) {
   const auto sin = testing::random_floats(kRows * rotary, 3);
   std::vector<float> qkv = before, k(4 * dim, -7.f), v(4 * dim, -7.f);
   const std::vector<int32_t> slot = {3, -1, 0};
-  const auto pages = [&](std::vector<float>& data) {
-    return WrittenPages{data.data(), dim, 0, 2 * dim, dim, dim, DType::f32};
-  };
+  const WrittenPages k_pages = {k.data(), dim, 0, 2 * dim, 1, 2 * dim, 2, DType::f32};
+  const WrittenPages v_pages = {v.data(), dim, 0, 2 * dim, dim, dim, 1, DType::f32};
   rope_write({.qkv = qkv.data(),
               .cos = cos.data(),
               .sin = sin.data(),
               .position = nullptr,
               .slot = slot.data(),
               .plane = nullptr,
-              .k = pages(k),
-              .v = pages(v),
+              .k = k_pages,
+              .v = v_pages,
               .rows = kRows,
               .q_heads = 2,
               .kv_heads = 1,
@@ -59,7 +58,8 @@ void expect_rotated(int64_t dim, int64_t rotary, bool interleaved) {
     for (int64_t d = 0; d < dim; ++d) {
       const int64_t row = s == 3 ? 0 : 2;
       const bool written = s == 3 || s == 0;
-      EXPECT_EQ(k[s * dim + d], written ? qkv[row * width + 2 * dim + d] : -7.f);
+      EXPECT_EQ(k[s / 2 * 2 * dim + s % 2 + d * 2],
+                written ? qkv[row * width + 2 * dim + d] : -7.f);
       EXPECT_EQ(v[s * dim + d], written ? qkv[row * width + 3 * dim + d] : -7.f);
     }
 }

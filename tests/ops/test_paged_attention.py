@@ -63,6 +63,11 @@ def randn(shape, generator, dtype):
     return torch.randn(shape, generator=generator).to(dtype)
 
 
+def in_columns(pages):
+    """The same keys, positions side by side in memory: as the engine keeps them."""
+    return pages.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
 def problem(
     lengths,
     rows=None,
@@ -75,11 +80,13 @@ def problem(
     planes=None,
     dtype=torch.float32,
     kv_dtype=None,
+    columns=None,
     device="cpu",
     seed=0,
 ):
     """``rows`` are (sequence, position) pairs, by default each sequence's last position. Only slots
-    that hold a sequence's tokens are finite; unused table entries name blocks outside the pool."""
+    that hold a sequence's tokens are finite; unused table entries name blocks outside the pool. Keys
+    lie in columns wherever they may, if not told."""
     g = torch.Generator().manual_seed(seed)
     v_dim = v_dim or k_dim
     kv_dtype = kv_dtype or dtype
@@ -99,6 +106,8 @@ def problem(
         for pages, dim in ((k_pages, k_dim), (v_pages, v_dim)):
             shape = (n, planes or 1, kv_heads, dim)
             pages[:, block, t % block_size] = randn(shape, g, kv_dtype).transpose(0, 1)
+    if columns or (columns is None and block_size % 16 == 0):
+        k_pages = in_columns(k_pages)
     sequence, position = torch.tensor(rows, dtype=torch.int32).reshape(-1, 2).unbind(1)
     plane = None if planes is None else torch.randint(planes, (len(rows),), generator=g)
     result = Problem(
@@ -164,6 +173,29 @@ def test_long_prompt(device):
     length = 150 if device == "cuda" or effinfer.ops.paged_attention.isa() != "scalar" else 80
     check(problem([length], prompt(0, length), q_heads=2, kv_heads=2, device=device))
     check(problem([length], prompt(0, length), q_heads=3, kv_heads=1, device=device), window=37)
+
+
+@pytest.mark.parametrize("kv_dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 21])
+def test_keys_in_columns_have_the_bits_of_rows(device, kv_dtype, window):
+    """Any heads to a strip, dimensions to a tile, and keys to a panel."""
+    lengths = [71, 3]
+    rows = [(0, 70), *prompt(1, 3), *prompt(0, 67, 62)]
+    for q_heads, kv_heads, dim, block_size in (
+        (4, 4, 32, 16),
+        (7, 7, 80, 48),
+        (26, 26, 16, 16),
+        (14, 2, 20, 64),
+    ):
+        shape = {"q_heads": q_heads, "kv_heads": kv_heads, "k_dim": dim, "block_size": block_size}
+        p = problem(lengths, rows, **shape, kv_dtype=kv_dtype, columns=False, device=device)
+        want = p.run(window=window)
+        assert want.isfinite().all()
+        assert torch.equal(replace(p, k_pages=in_columns(p.k_pages)).run(window=window), want)
+        wide = p.k_pages.new_full((len(p.k_pages), kv_heads + 2, dim + 3, block_size + 5), NAN)
+        view = wide[:, 1:-1, 2:-1, 3:-2].permute(0, 3, 1, 2)
+        view.copy_(p.k_pages)
+        assert torch.equal(replace(p, k_pages=view).run(window=window), want)
 
 
 def test_planes(device):
@@ -327,6 +359,8 @@ def test_errors(device):
         (ValueError, "q must have a multiple of 2 heads", {"q": p.q[:, :3]}),
         (ValueError, "k_pages must have head_dim 16", {"k_pages": p.k_pages[..., :8]}),
         (ValueError, r"k_pages must have shape \(\[planes", {"k_pages": p.k_pages[0, 0]}),
+        (ValueError, "k_pages must be contiguous in", {"k_pages": p.k_pages[:, :, :8]}),
+        (ValueError, "v_pages must be contiguous in", {"v_pages": in_columns(p.v_pages)}),
         (ValueError, "v_pages must have as many", {"v_pages": p.v_pages[:, 1:]}),
         (ValueError, "block_table must have shape", {"block_table": p.block_table[0]}),
         (TypeError, "block_table must be int32", {"block_table": p.block_table.long()}),

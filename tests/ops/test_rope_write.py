@@ -138,6 +138,22 @@ def test_planes_and_rows_that_write_nothing(device):
     assert torch.equal(k_pages[2].flatten(0, 1)[11].flatten(), args[0][3, 64:96])
 
 
+@pytest.mark.parametrize("page_dtype", DTYPES)
+def test_keys_in_columns(device, page_dtype):
+    """Positions side by side in memory; and a slice of such pages, whose surroundings stay."""
+    args, heads = inputs(k_dim=20, block_size=16, page_dtype=page_dtype, device=device)
+    want = copies(args)
+    rope_write(*want, **heads)
+    k_pages = args[3].movedim(1, -1).contiguous().movedim(-1, 1)
+    wide = torch.full((3, 4, 23, 19), -7.0, dtype=page_dtype, device=device)
+    view = wide[:, 1:3, 2:22, 1:17].permute(0, 3, 1, 2)
+    for pages in (k_pages, view):
+        rope_write(args[0].clone(), *args[1:3], pages, *args[4:], **heads)
+        assert torch.equal(pages, want[3])
+    view.fill_(-7)
+    assert (wide == -7).all()
+
+
 def test_strided(device):
     """qkv as a slice of wider rows, cos and sin of one table, k and v of one arena."""
     args, heads = inputs(device=device)

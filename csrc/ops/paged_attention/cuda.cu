@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) attend(PagedAttention a) {
       float dot = 0.f;
       if (k >= 0)
         for (int64_t d = gpu::lane(); d < a.k_dim; d += gpu::kWarp)
-          dot = gpu::fma(q[d], gpu::load_any(a.k_pages, a.k_type, k + d), dot);
+          dot = gpu::fma(q[d], gpu::load_any(a.k_pages, a.k_type, k + d * a.k_stride.dim), dot);
       float score = gpu::warp_sum(dot) * a.scale;
       if (a.softcap > 0.f) score = a.softcap * tanhf(score / a.softcap);
       if (gpu::lane() == 0) {

@@ -11,15 +11,31 @@ namespace {
 // With so few queries, values are read where they lie: a copy would be used too seldom.
 constexpr int64_t kFewQueries = 2 * kTileHeight;
 
+// Queries that meet a block together: `count` of each of `heads` kv heads. In the scratch they lie
+// one after another, from `query` on.
+struct Strip {
+  int64_t query, heads, count;
+  KeyRange range[kStrip];
+  KeyRange all;  // what any of them reads
+
+  int64_t queries() const { return heads * count; }
+};
+
 // A task's walk over the keys.
 struct Walk {
   const PagedAttention& a;
   const AttentionTask& t;
   float* const scratch;
   const AttentionScratch at{a};
+  const Pages pages{a, t.row};
   const int64_t group = queries_per_row(a), queries = t.rows * group;  // of one kv head
   const int64_t value_panels = (a.v_dim + kPanel - 1) / kPanel;
   const float cap = a.softcap > 0.f ? a.softcap* kLog2E : 0.f;
+  // Whether keys and values are read where they lie, and what type is read then.
+  const bool keys_in_place = pages.columns;
+  const bool values_in_place = queries <= kFewQueries && a.v_dim % kPanel == 0;
+  const DType key_type = keys_in_place ? a.k_type : DType::f32;
+  const DType value_type = values_in_place ? a.v_type : DType::f32;
 
   // Calls f(the query's index in the scratch, row, query head) for all of them.
   template <class F>
@@ -65,41 +81,71 @@ struct Walk {
     return {begin > 0 ? begin : 0, end < kAttentionBlock ? end : kAttentionBlock};
   }
 
-  // Queries first to first + count of a head against one block of keys.
-  template <class T>
-  __attribute__((noinline)) void attend_strip(int64_t head, int64_t first, int64_t count,
-                                              int64_t start, const Values<T>& values) const {
-    KeyRange range[kStrip], all = {kAttentionBlock, 0};
+  // Queries `first` to `first + count` of each of `heads` heads from `head` on.
+  Strip strip_of(int64_t head, int64_t heads, int64_t first, int64_t count, int64_t start) const {
+    Strip s;
+    s.query = head * queries + first;
+    s.heads = heads;
+    s.count = count;
+    s.all = {kAttentionBlock, 0};
     int64_t row = t.row + first / group, left = group - first % group;
     for (int64_t i = 0; i < count; ++i) {
-      range[i] = range_of(row, start);
+      const KeyRange range = s.range[i] = range_of(row, start);
       if (--left == 0) {
         ++row;
         left = group;
       }
-      if (range[i].begin >= range[i].end) continue;
-      if (range[i].begin < all.begin) all.begin = range[i].begin;
-      if (range[i].end > all.end) all.end = range[i].end;
+      if (range.begin >= range.end) continue;
+      if (range.begin < s.all.begin) s.all.begin = range.begin;
+      if (range.end > s.all.end) s.all.end = range.end;
     }
-    if (all.begin >= all.end) return;
-    float* const weights = scratch + at.weights;
-    float* const factor = scratch + at.factor;
-    const int64_t query = head * queries + first;
-    scores_of<kTileHeight>(scratch + at.q + query * at.q_stride, at.q_stride, count,
-                           scratch + at.keys, a.k_dim, all.begin / kPanel,
-                           (all.end + kPanel - 1) / kPanel, weights);
-    for (int64_t i = 0; i < count; i += kLanes)
-      weigh_scores(weights + i * kAttentionBlock, range + i,
-                   count - i < kLanes ? count - i : kLanes, cap, scratch + at.top + query + i,
-                   scratch + at.sum + (query + i) * kPanel, factor + i);
-    add_values(range, count, weights, factor, scratch + at.out + query * at.v_stride, values);
+    for (int64_t i = count; i < s.queries(); ++i) s.range[i] = s.range[i - count];
+    return s;
   }
 
-  // A strip's weighted values. A segment ends where a query reads other keys than the one before:
-  // a value that a query must not read would be multiplied by 0, but might be a NaN.
   template <class T>
-  EFFINFER_INLINE void add_values(const KeyRange* range, int64_t count, const float* weights,
-                                  const float* factor, float* out, const Values<T>& values) const {
+  __attribute__((noinline)) void score(const Strip& s, const Keys<T>& keys, float* scores) const {
+    const float* const q = scratch + at.q + s.query * at.q_stride;
+    const int64_t stride = at.q_stride, dim = a.k_dim;
+    const int64_t panel = s.all.begin / kPanel, panels = (s.all.end + kPanel - 1) / kPanel;
+    if (s.count == 1) {
+      tile_heads(s.heads, panel, panels, [&](auto high, auto wide, int64_t h, int64_t p) {
+        score_tile<decltype(high)::value, 1, decltype(wide)::value>(
+            q + h * stride, stride, keys.of_head(h), p, dim, scores + h * kAttentionBlock);
+      });
+      return;
+    }
+    for (int64_t h = 0; h < s.heads; ++h)
+      scores_of<kTileHeight>(q + h * s.count * stride, stride, s.count, keys.of_head(h), dim, panel,
+                             panels, scores + h * s.count * kAttentionBlock);
+  }
+
+  // A strip's weighted values.
+  template <class T>
+  __attribute__((noinline)) void add_values(const Strip& s, const Values<T>& values,
+                                            const float* weights, const float* factor) const {
+    float* const out = scratch + at.out + s.query * at.v_stride;
+    const int64_t stride = at.v_stride;
+    if (s.count == 1) {
+      tile_heads(s.heads, 0, value_panels, [&](auto high, auto wide, int64_t h, int64_t p) {
+        value_tile<decltype(high)::value, 1, decltype(wide)::value>(
+            {1, s.all, weights + h * kAttentionBlock, factor + h, out + h * stride},
+            values.of_head(h), p, stride);
+      });
+      return;
+    }
+    for (int64_t h = 0; h < s.heads; ++h) {
+      const int64_t i = h * s.count;
+      add_head_values(s.range, s.count, weights + i * kAttentionBlock, factor + i, out + i * stride,
+                      values.of_head(h));
+    }
+  }
+
+  // A segment ends where a query reads other keys than the one before: a value that a query must
+  // not read would be multiplied by 0, but might be a NaN.
+  template <class T>
+  void add_head_values(const KeyRange* range, int64_t count, const float* weights,
+                       const float* factor, float* out, const Values<T>& values) const {
     Segment segments[kStrip];
     int64_t made = 0, tallest = 0;
     for (int64_t i = 0; i < count;) {
@@ -121,33 +167,60 @@ struct Walk {
     }
   }
 
-  template <class T>
-  void attend_block(int64_t head, int64_t start, const Values<T>& values) const {
-    for (int64_t first = 0; first < queries; first += kStrip)
-      attend_strip(head, first, queries - first < kStrip ? queries - first : kStrip, start, values);
+  // One block of keys for the queries of `heads` heads from `head` on; more than one head only
+  // where keys and values are in place, and all their queries fit a strip.
+  void attend_heads(const BlockPlaces& here, int64_t head, int64_t heads, int64_t start,
+                    KeyRange block) const {
+    const BlockPlaces& packed = reinterpret_cast<BlockPlaces*>(scratch + at.places)[2];
+    const int64_t kv_head = t.kv_head + head;
+    if (!keys_in_place)
+      with_type(a.k_type, [&](auto k) {
+        pack_keys<decltype(k)>(here, kv_head * pages.key_head, block, a.k_dim, scratch + at.keys);
+      });
+    if (!values_in_place)
+      with_type(a.v_type, [&](auto v) {
+        pack_values<decltype(v)>(here, kv_head * pages.value_head, block, a.v_dim,
+                                 scratch + at.values);
+      });
+    float *const weights = scratch + at.weights, *const factor = scratch + at.factor;
+    for (int64_t first = 0; first < queries; first += kStrip) {
+      const int64_t left = queries - first;
+      const Strip s = strip_of(head, heads, first, left < kStrip ? left : kStrip, start);
+      if (s.all.begin >= s.all.end) continue;
+      with_type(key_type, [&](auto k) {
+        using K = decltype(k);
+        const auto* const panel =
+            reinterpret_cast<const K* const*>((keys_in_place ? here : packed).panel);
+        const int64_t apart = a.k_stride.head;
+        score(s,
+              keys_in_place ? Keys<K>{panel, kv_head * apart, apart, a.k_stride.dim}
+                            : Keys<K>{panel, 0, 0, kPanel},
+              weights);
+      });
+      for (int64_t i = 0; i < s.queries(); i += kLanes) {
+        const int64_t query = s.query + i, rest = s.queries() - i;
+        weigh_scores(weights + i * kAttentionBlock, s.range + i, rest < kLanes ? rest : kLanes, cap,
+                     scratch + at.top + query, scratch + at.sum + query * kPanel, factor + i);
+      }
+      with_type(value_type, [&](auto v) {
+        using V = decltype(v);
+        const auto* const rows =
+            reinterpret_cast<const V* const*>((values_in_place ? here : packed).value);
+        const int64_t apart = a.v_stride.head;
+        add_values(s,
+                   values_in_place ? Values<V>{rows, kv_head * apart, apart, kPanel}
+                                   : Values<V>{rows, 0, 0, kAttentionBlock * kPanel},
+                   weights, factor);
+      });
+    }
   }
 
-  // One block of keys of one kv head, for all its queries.
-  void attend_unit(const Unit& unit, const Ahead& ahead, int64_t head, int64_t start,
-                   KeyRange range, const BlockRows& packed_rows) const {
-    float* const packed = scratch + at.values;
-    with_type(a.k_type, [&](auto k) {
-      pack_keys<decltype(k)>(unit, ahead, range, a.k_dim, scratch + at.keys);
-    });
-    const bool direct = queries <= kFewQueries && a.v_dim % kPanel == 0;
-    with_type(a.v_type, [&](auto v) {
-      using V = decltype(v);
-      if (direct) {
-        attend_block(head, start,
-                     Values<V>{reinterpret_cast<const V* const*>(unit.rows->value),
-                               unit.value_head / static_cast<int64_t>(sizeof(V)), kPanel});
-        return;
-      }
-      pack_values<V>(unit, range, a.v_dim, packed);
-      attend_block(head, start,
-                   Values<float>{reinterpret_cast<const float* const*>(packed_rows.value), 0,
-                                 kAttentionBlock * kPanel});
-    });
+  // Where pack_keys and pack_values put a block.
+  void place_packed(BlockPlaces& packed) const {
+    for (int64_t p = 0; p < kBlockPanels; ++p)
+      packed.panel[p] = reinterpret_cast<const char*>(scratch + at.keys + p * a.k_dim * kPanel);
+    for (int64_t j = 0; j < kAttentionBlock; ++j)
+      packed.value[j] = reinterpret_cast<const char*>(scratch + at.values + j * kPanel);
   }
 
   void run() const {
@@ -157,38 +230,19 @@ struct Walk {
       if (first < low) low = first;
       if (last >= high) high = last + 1;
     }
-    BlockRows* const rows = reinterpret_cast<BlockRows*>(scratch + at.rows);
-    BlockRows& packed_rows = rows[2];
-    for (int64_t j = 0; j < kAttentionBlock; ++j)
-      packed_rows.value[j] = reinterpret_cast<const char*>(scratch + at.values + j * kPanel);
-    const Pages pages(a, t.row);
-    const auto range_at = [&](int64_t start) -> KeyRange {
+    BlockPlaces* const places = reinterpret_cast<BlockPlaces*>(scratch + at.places);
+    const bool in_place = keys_in_place && values_in_place;
+    if (!in_place) place_packed(places[2]);
+    const int64_t fit = kStrip / queries, together = in_place && fit > 1 ? fit : 1;
+    for (int64_t start = low / kAttentionBlock * kAttentionBlock; start < high;
+         start += kAttentionBlock) {
       const int64_t end = high - start;
-      return {low > start ? low - start : 0, end < kAttentionBlock ? end : kAttentionBlock};
-    };
-    const int64_t key_bytes = a.k_dim * size_of(a.k_type);
-    const int64_t value_bytes = a.v_dim * size_of(a.v_type);
-    const bool adjacent = pages.key_head == key_bytes && pages.value_head == value_bytes;
-    int64_t start = low / kAttentionBlock * kAttentionBlock;
-    pages.locate(start, range_at(start), rows[0]);
-    for (int turn = 0; start < high; start += kAttentionBlock, turn ^= 1) {
-      const int64_t following = start + kAttentionBlock;
-      const BlockRows& here = rows[turn];
-      const BlockRows& next = following < high ? rows[turn ^ 1] : here;
-      if (following < high) pages.locate(following, range_at(following), rows[turn ^ 1]);
-      for (int64_t head = 0; head < t.kv_heads; ++head) {
-        const Unit unit = {&here, (t.kv_head + head) * pages.key_head,
-                           (t.kv_head + head) * pages.value_head};
-        Ahead ahead = {&next, 0, 1, unit.key_head, unit.value_head, key_bytes, value_bytes};
-        if (adjacent)
-          ahead = {&next,
-                   head,
-                   t.kv_heads,
-                   t.kv_head * key_bytes,
-                   t.kv_head * value_bytes,
-                   t.kv_heads * key_bytes,
-                   t.kv_heads * value_bytes};
-        attend_unit(unit, ahead, head, start, range_at(start), packed_rows);
+      const KeyRange block = {low > start ? low - start : 0,
+                              end < kAttentionBlock ? end : kAttentionBlock};
+      pages.locate(start, block, places[0]);
+      for (int64_t head = 0; head < t.kv_heads; head += together) {
+        const int64_t left = t.kv_heads - head;
+        attend_heads(places[0], head, left < together ? left : together, start, block);
       }
     }
   }

@@ -5,7 +5,8 @@
 namespace effinfer {
 namespace {
 
-constexpr int64_t kPanel = 16;        // keys, or dimensions of a value, side by side in a panel
+constexpr int64_t kPanel = kKeyPanel;  // keys, or dimensions of a value, side by side in a panel
+constexpr int64_t kBlockPanels = kAttentionBlock / kPanel;
 constexpr int64_t kTileHeight = 6;    // queries of the tallest register tile
 constexpr int64_t kStrip = 24;        // queries that meet a block together: all of it stays in L1
 constexpr int64_t kMostQueries = 96;  // of a task: with a block of keys they stay in L2
@@ -34,9 +35,15 @@ struct KeyRange {
   int64_t begin, end;
 };
 
-// Where the rows of one block of keys lie in memory.
-struct BlockRows {
-  const char* key[kAttentionBlock];
+// Whether keys can be read where they lie.
+constexpr bool keys_in_columns(const PagedAttention& a) {
+  return a.k_stride.slot == 1 && a.block_size % kPanel == 0;
+}
+
+// Where a block's keys and values lie in memory, for one kv head.
+struct BlockPlaces {
+  const char* panel[kBlockPanels];   // keys in columns, panel by panel
+  const char* key[kAttentionBlock];  // keys in rows, one by one
   const char* value[kAttentionBlock];
 };
 
@@ -52,7 +59,7 @@ struct AttentionScratch {
   int64_t weights;  // [kStrip][kAttentionBlock]: scores, then weights
   int64_t keys;     // [panel of keys][k_dim][kPanel]
   int64_t values;   // [panel of v_dim][key][kPanel]
-  int64_t rows;     // three BlockRows
+  int64_t places;   // three BlockPlaces: of two blocks in their pages, and of what is packed here
   int64_t total_floats;
 
   explicit AttentionScratch(const PagedAttention& a) {
@@ -73,7 +80,7 @@ struct AttentionScratch {
     weights = take(kStrip * kAttentionBlock);
     keys = take(kAttentionBlock * a.k_dim);
     values = take(kAttentionBlock * v_stride);
-    rows = take(3 * static_cast<int64_t>(sizeof(BlockRows) / sizeof(float)));
+    places = take(3 * static_cast<int64_t>(sizeof(BlockPlaces) / sizeof(float)));
     total_floats = at;
   }
 };

@@ -28,10 +28,13 @@
 namespace effinfer {
 
 constexpr int64_t kAttentionBlock = 64;
+constexpr int64_t kKeyPanel = 16;  // positions that are read together
 
-// In elements; the last dimension of a page is dense.
+// In elements. Values have dense dimensions. Keys have them too ("rows"), or else dense slots
+// ("columns"), of which a page then has a multiple of kKeyPanel: so the kernels want them, for
+// their lanes are positions, and keys in rows are transposed at every read.
 struct PageStrides {
-  int64_t plane, block, slot, head;
+  int64_t plane, block, slot, head, dim;
 };
 
 struct PagedAttention {

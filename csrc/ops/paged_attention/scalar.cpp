@@ -24,7 +24,8 @@ struct Row {
     const int64_t q = row * a.q_row + q_head * a.q_head, k = at(a.k_stride, t);
     float dot = 0.f;
     for (int64_t d = 0; d < a.k_dim; ++d)
-      dot += scalar::get(a.q, a.q_type, q + d) * scalar::get(a.k_pages, a.k_type, k + d);
+      dot += scalar::get(a.q, a.q_type, q + d) *
+             scalar::get(a.k_pages, a.k_type, k + d * a.k_stride.dim);
     const float x = dot * a.scale;
     return a.softcap > 0.f ? a.softcap * std::tanh(x / a.softcap) : x;
   }

@@ -14,7 +14,8 @@ __device__ void write(const RopeWrite& a, const WrittenPages& pages, int64_t fro
   const int64_t to = plane * pages.plane_stride + slot / a.block_size * pages.block_stride +
                      slot % a.block_size * pages.slot_stride;
   for (int64_t i = threadIdx.x; i < a.kv_heads * pages.dim; i += kThreads)
-    gpu::store_any(pages.data, pages.type, to + i / pages.dim * pages.head_stride + i % pages.dim,
+    gpu::store_any(pages.data, pages.type,
+                   to + i / pages.dim * pages.head_stride + i % pages.dim * pages.dim_stride,
                    gpu::load_any(a.qkv, a.type, from + i));
 }
 

@@ -64,6 +64,18 @@ __attribute__((noinline)) void write(const T* x, int64_t heads, int64_t dim, P* 
       store_up_to(to + d, load_up_to(x + d, dim - d), dim - d);
 }
 
+// The same for elements `dim_stride` apart: a slot of keys in columns.
+template <class T, class P>
+__attribute__((noinline)) void write_column(const T* x, int64_t heads, int64_t dim, P* to,
+                                            int64_t head_stride, int64_t dim_stride) {
+  for (int64_t h = 0; h < heads; ++h, x += dim, to += head_stride)
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const int64_t left = dim - d;
+      store_strided(to + d * dim_stride, dim_stride, load_up_to(x + d, left),
+                    left < kLanes ? left : kLanes);
+    }
+}
+
 template <class T>
 EFFINFER_INLINE void write_slot(const RopeWrite& a, int64_t row, const T* x,
                                 const WrittenPages& pages) {
@@ -71,7 +83,11 @@ EFFINFER_INLINE void write_slot(const RopeWrite& a, int64_t row, const T* x,
   const int64_t at = plane * pages.plane_stride + slot / a.block_size * pages.block_stride +
                      slot % a.block_size * pages.slot_stride;
   with_type(pages.type, [&](auto p) {
-    write(x, a.kv_heads, pages.dim, static_cast<decltype(p)*>(pages.data) + at, pages.head_stride);
+    auto* const to = static_cast<decltype(p)*>(pages.data) + at;
+    if (pages.dim_stride == 1)
+      write(x, a.kv_heads, pages.dim, to, pages.head_stride);
+    else
+      write_column(x, a.kv_heads, pages.dim, to, pages.head_stride, pages.dim_stride);
   });
 }
 

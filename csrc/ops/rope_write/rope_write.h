@@ -17,9 +17,10 @@
 namespace effinfer {
 
 // Pages as an op writes them: [planes, blocks, block_size, kv_heads, dim], strides in elements.
+// Keys may be rows or columns (paged_attention.h).
 struct WrittenPages {
   void* data;
-  int64_t dim, plane_stride, block_stride, slot_stride, head_stride;
+  int64_t dim, plane_stride, block_stride, slot_stride, head_stride, dim_stride;
   DType type;
 };
 

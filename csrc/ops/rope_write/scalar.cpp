@@ -23,7 +23,8 @@ template <class T, class P>
 void write(const T* x, int64_t heads, const WrittenPages& pages, P* to) {
   for (int64_t h = 0; h < heads; ++h)
     for (int64_t d = 0; d < pages.dim; ++d)
-      scalar::put(to + h * pages.head_stride + d, scalar::get(x + h * pages.dim + d));
+      scalar::put(to + h * pages.head_stride + d * pages.dim_stride,
+                  scalar::get(x + h * pages.dim + d));
 }
 
 template <class T>
