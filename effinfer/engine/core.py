@@ -116,6 +116,17 @@ class Core:
             self._stats.finished[reason] += 1
         wake(request.handle for request in requests)
 
+    def abandon(self) -> None:
+        """Leave a step that an interrupt cut off anywhere: the scheduler lets go of every request;
+        their owners are still to be told, by ``end_all``."""
+        scheduler, now = self._scheduler, time.monotonic()
+        for request_id in self.live:
+            scheduler.cancel(request_id)
+        if scheduler.in_flight:
+            scheduler.commit(np.zeros(scheduler.n_wanted, dtype=np.int32), None, now)
+        scheduler.plan(now)  # no rows: it ends those that were not in the launch
+        self._special = 0
+
     def _relaunch(self, error: Exception) -> torch.Tensor | None:
         """The logits of a launch that raised ``error``, without the requests that make it raise.
 

@@ -8,6 +8,7 @@ import math
 import secrets
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from effinfer.engine.progress import shown
 from effinfer.engine.sampling import RowParams
 from effinfer.engine.setup import Setup, prepare
 from effinfer.engine.stats import EngineStats
-from effinfer.engine.submission import Limits, for_each, until
+from effinfer.engine.submission import Limits, each_prompt, for_each, until
 from effinfer.engine.text import TextStream
 from effinfer.errors import EffinferError
 
@@ -116,6 +117,9 @@ class Engine:
         if isinstance(max_queue, bool) or not isinstance(max_queue, int) or max_queue < 0:
             raise ValueError(f"Engine: max_queue must be 0 or more, got {max_queue!r}")
         parts = prepare(model, setup)
+        # In close(), or when an engine that nobody closed is gone.
+        self._release = weakref.finalize(self, parts.runner.close)
+        self._release.atexit = False
         self.tokenizer = tokenizer
         self.mode = mode
         self.runner, self.pools = parts.runner, parts.pools
@@ -210,9 +214,14 @@ class Engine:
         """Run prompts (token ids or texts) to their ends; outputs in the same order.
 
         Args:
+            prompts: a list of them.
             params: for all, or one for each.
             progress: show a bar.
+
+        Raises:
+            ValueError, TypeError: as ``submit``; or prompts are a single text, or no list.
         """
+        prompts = each_prompt(prompts)
         handles: list[Handle] = []
         try:
             for prompt, one in zip(prompts, for_each(params, len(prompts)), strict=True):
@@ -240,6 +249,7 @@ class Engine:
         Raises:
             Exception: what the model raised for all requests alike; every one has ended as "error".
                 What it raises for some ends those alone.
+            KeyboardInterrupt: every request has ended as "cancelled"; the engine takes others.
         """
         if not torch.is_inference_mode_enabled():  # which costs as much as planning does
             with torch.inference_mode():
@@ -252,6 +262,10 @@ class Engine:
                 return self._core.step() or taken
             except Exception as error:
                 self._break_down(error)
+                raise
+            except BaseException:  # Ctrl-C, which may come between a plan and its commit
+                self._core.abandon()
+                self._end_all("cancelled")
                 raise
 
     def drive(self) -> bool:
@@ -293,7 +307,7 @@ class Engine:
             self._thread.join()
         with self._step_lock:
             self._end_all("cancelled")
-            self.runner.close()
+            self._release()
 
     async def aclose(self) -> None:
         """``close`` for ``await``."""
@@ -343,7 +357,8 @@ class Engine:
         """Hand submissions and cancels on to the core; False when there were none."""
         taken = bool(self._submitted or self._cancelled)
         while self._submitted:
-            self._core.admit(*self._submitted.popleft())
+            self._core.admit(*self._submitted[0])  # an interrupt loses none
+            self._submitted.popleft()
         while self._cancelled:
             self._core.cancel(self._cancelled.popleft())
         return taken

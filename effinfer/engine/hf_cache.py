@@ -1,8 +1,8 @@
 """What a Hugging Face model finds where it expects its cache: the launch's pages and slots.
 
-The rows of a launch are given to the model as one sequence (1, T). Its attention layers bring their
-keys and values to ``update`` and then ask for attention; patched state space mixers bring their input
-to ``mix``. Both find each row's own sequence here.
+The rows of a launch are given to the model as one sequence (1, T). Its attention layers come to
+``update`` and then bring their keys and values when they ask for attention; patched state space
+mixers bring their input to ``mix``. Both find each row's own sequence here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from effinfer.nn import Mamba1Mixer
 from effinfer.ops import paged_attention, rope_write, state_gather, state_scatter
 
 _thread = threading.local()
+_OWN_ATTENTION = "its attention is its own, not transformers' attention interface"
 
 
 class LaunchCache(Cache):  # type: ignore[misc]
@@ -31,6 +32,8 @@ class LaunchCache(Cache):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(layers=[])
+        self._layer: int | None = None  # that came to update() last, and is to attend
+        self._attended: dict[int, tuple[int, torch.Tensor]] = {}
 
     def __enter__(self) -> LaunchCache:
         _thread.cache = self
@@ -38,12 +41,47 @@ class LaunchCache(Cache):  # type: ignore[misc]
 
     def __exit__(self, *error: object) -> None:
         _thread.cache = None
+        self._layer = None
+        self._attended.clear()
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Only the layer's number counts: what is kept is what comes to the attention, which a model
+        of latent attention expands from what it brings here."""
+        if self._layer is not None:
+            raise UnsupportedModelError(_OWN_ATTENTION)
+        self._layer = layer_idx
+        return key_states, value_states
 
     def attend(
-        self, query: torch.Tensor, scale: float, window: int | None, softcap: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float,
     ) -> torch.Tensor:
-        """Attention of query (1, H, T, D) over the sequences of the rows: (1, T, H, D)."""
+        """Attention of query (1, H, T, D) over the sequences of the rows, to which key and value
+        (1, KV heads, T, D) belong: (1, T, H, D)."""
         raise NotImplementedError
+
+    def layer_of(self, key: torch.Tensor) -> tuple[int, bool]:
+        """The layer whose keys these are, by the model's number, and whether they are new: False
+        where a layer attends to the keys of one before it."""
+        if self._layer is not None:
+            layer, self._layer = self._layer, None
+            self._attended[key.data_ptr()] = layer, key  # kept, so that no other lies there
+            return layer, True
+        if key.data_ptr() not in self._attended:
+            raise UnsupportedModelError("an attention layer does not update the cache before")
+        return self._attended[key.data_ptr()][0], False
 
     def mix(self, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any) -> torch.Tensor:
         """What a patched mixer does with its states: hidden (1, T, H) to the same."""
@@ -81,15 +119,16 @@ def attention(
     if given:
         raise UnsupportedModelError(f"its attention takes {', '.join(given)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return cache.attend(query, scale, sliding_window, softcap or 0.0), None
+    return cache.attend(query, key, value, scale, sliding_window, softcap or 0.0), None
 
 
 class ShapeRecorder(LaunchCache):
     """Notes what the model would keep; its attention and mixers give zeros.
 
     Attributes:
-        heads: for each layer that keeps keys and values, by the model's number: heads and dimension.
-        windows: the sliding window each of these asked for.
+        heads: for each layer that keeps keys and values, by the model's number: heads, and the
+            dimension of keys or values, whichever is larger.
+        windows: the sliding window that each of these asked for; the longest of those who share them.
         mixers: the patched mixers, by the model's number.
     """
 
@@ -98,31 +137,29 @@ class ShapeRecorder(LaunchCache):
         self.heads: dict[int, tuple[int, int]] = {}
         self.windows: dict[int, int | None] = {}
         self.mixers: dict[int, Any] = {}
-        self._layer: int | None = None
-
-    def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        layer_idx: int,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Note the shape of keys and values."""
-        if key_states.shape != value_states.shape:
-            raise UnsupportedModelError("its keys and values differ in shape")
-        self._layer = layer_idx
-        self.heads[layer_idx] = (key_states.shape[1], key_states.shape[3])
-        return key_states, value_states
 
     def attend(
-        self, query: torch.Tensor, scale: float, window: int | None, softcap: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float,
     ) -> torch.Tensor:
-        """Note the window of the layer that came to ``update`` last."""
-        if self._layer is None:
-            raise UnsupportedModelError("an attention layer does not update the cache before")
-        self.windows[self._layer], self._layer = window, None
-        return torch.zeros_like(query).transpose(1, 2)
+        """Note the layer's shapes, and its window."""
+        layer, new = self.layer_of(key)
+        if new:
+            self.heads[layer] = (key.shape[1], max(key.shape[3], value.shape[3]))
+            self.windows[layer] = window
+        elif self.windows[layer] is not None:  # as far as any that attends to these keys sees
+            self.windows[layer] = None if window is None else max(window, self.windows[layer] or 0)
+        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
+    def check(self) -> None:
+        """Raises UnsupportedModelError when a layer kept its keys, and attended in some other way."""
+        if self._layer is not None:
+            raise UnsupportedModelError(_OWN_ATTENTION)
 
     def mix(self, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any) -> torch.Tensor:
         """Note the mixer."""
@@ -193,42 +230,30 @@ class SlotCache(LaunchCache):
         }
         pairs = zip(pool.states[::2], pool.states[1::2], strict=True)
         self._states = dict(zip(mixer_layers, pairs, strict=True))
-        self._layer: int | None = None
 
     def begin(self, batch: Batch) -> None:
         """Serve the rows of ``batch`` from now on."""
         self._batch = batch
         self._groups = _groups(batch.segments, batch.rows) if self._states else []
 
-    def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        layer_idx: int,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write keys and values (1, H, T, D) to the rows' slots."""
-        self._layer = layer_idx
-        keys, values = self._pages[layer_idx]
-        rows = torch.cat([new[0].transpose(0, 1) for new in (key_states, value_states)], 1).flatten(
-            1
-        )
-        heads = key_states.shape[1]
-        rope_write(rows, None, None, keys, values, self._batch.kv_slots, q_heads=0, kv_heads=heads)
-        return key_states, value_states
-
     def attend(
-        self, query: torch.Tensor, scale: float, window: int | None, softcap: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float,
     ) -> torch.Tensor:
-        """As ``LaunchCache.attend``, over the layer that came to ``update`` last."""
-        assert self._layer is not None  # as the recorder saw
-        batch, (keys, values) = self._batch, self._pages[self._layer]
-        self._layer = None
+        """As ``LaunchCache.attend``; new keys and values are written to the rows' slots before."""
+        layer, new = self.layer_of(key)
+        batch, (keys, values) = self._batch, self._pages[layer]
+        if new:
+            self._write(keys, values, key, value)
         out: torch.Tensor = paged_attention(
             query[0].transpose(0, 1),
-            keys[0],
-            values[0],
+            keys[0, ..., : key.shape[3]],
+            values[0, ..., : value.shape[3]],
             batch.block_table,
             batch.lines,
             batch.positions,
@@ -237,6 +262,16 @@ class SlotCache(LaunchCache):
             softcap=softcap,
         )
         return out.unsqueeze(0)
+
+    def _write(
+        self, keys: torch.Tensor, values: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Keys and values (1, H, T, D) into pages of heads of D or more numbers."""
+        heads, size = keys.shape[-2:]
+        rows = torch.cat(
+            [pad(new[0].transpose(0, 1), (0, size - new.shape[3])) for new in (key, value)], 1
+        ).flatten(1)
+        rope_write(rows, None, None, keys, values, self._batch.kv_slots, q_heads=0, kv_heads=heads)
 
     def mix(self, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any) -> torch.Tensor:
         """As ``LaunchCache.mix``: segments of one length together."""

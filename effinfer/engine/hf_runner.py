@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -29,6 +30,7 @@ from effinfer.patch import patch as patch_model
 
 ATTENTION = "effinfer_paged"
 _UNBOUNDED = 1 << 20  # positions of a model without a limit of its own
+_held: weakref.WeakSet[Any] = weakref.WeakSet()  # models that a runner has changed
 # How far logits in pieces may be from those of one forward, relative to the largest.
 _BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -49,6 +51,7 @@ class HFRunner:
         self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         self._options = {name for name in ("position_ids", "logits_to_keep") if name in names}
         self._patched = patch and not any(isinstance(m, Patched) for m in model.modules())
+        _held.add(model)
         try:
             if self._patched:
                 patch_model(model)
@@ -57,17 +60,21 @@ class HFRunner:
             self.close()
             if isinstance(error, UnsupportedModelError):
                 raise UnsupportedModelError(_message(model, [str(error)])) from error
+            if isinstance(error, Exception) and not isinstance(error, MemoryError):
+                what = f"a few tokens in it raise {type(error).__name__}: {error}"
+                raise UnsupportedModelError(_message(model, [what])) from error
             raise
 
     def _examine(self, kv_dtype: torch.dtype | None) -> None:
         """Find out what the model keeps for a sequence, and that it can be kept in pieces."""
-        model, config = self._model, self._model.config
+        model, config = self._model, self._model.config.get_text_config()
         tokens = _probe_tokens(config)
         whole = self._forward(tokens, None, None)
         self._take_over()
         recorder = ShapeRecorder()
         with recorder:
             self._forward(tokens, torch.arange(tokens.shape[1])[None], recorder)
+            recorder.check()
         self._attention_layers = sorted(recorder.heads)
         self._heads = [recorder.heads[layer] for layer in self._attention_layers]
         self._mixer_layers = sorted(recorder.mixers)
@@ -143,7 +150,8 @@ class HFRunner:
         error = float((got - whole).abs().max() / whole.abs().max())
         if not error <= _BOUNDS[dtype]:
             raise UnsupportedModelError(
-                f"its logits of a sequence in pieces are {error:.2g} from those of one forward"
+                f"its logits of a sequence in pieces are {error:.2g} from those of one forward: "
+                "it keeps its past, or its positions, in a way of its own"
             )
 
     def allocate(
@@ -221,6 +229,7 @@ class HFRunner:
     def close(self) -> None:
         """Give the model its configurations and weights back, and its stock modules if it was patched
         here."""
+        _held.discard(self._model)
         self._undo.close()
         for module, config in self._configs:
             module.config = config
@@ -240,6 +249,10 @@ def _reasons(model: Any) -> Iterator[str]:
     if config is None or not hasattr(config, "_attn_implementation"):
         yield "it is not a Hugging Face causal LM"
         return
+    if model.get_output_embeddings() is None:
+        yield "it has no head that gives logits of tokens: load it with AutoModelForCausalLM"
+    if model in _held:
+        yield "another engine runs it: close that one first, or use it for these requests too"
     if getattr(config, "is_encoder_decoder", False):
         yield "it is an encoder-decoder"
     if model.training:
@@ -250,7 +263,8 @@ def _reasons(model: Any) -> Iterator[str]:
             break
     if next(model.parameters()).dtype not in _BOUNDS:
         yield f"its weights are {next(model.parameters()).dtype}"
-    for kind in sorted(_rope_types(getattr(config, "rope_parameters", None))):
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    for kind in sorted(_rope_types(rope)):
         if kind in ("dynamic", "longrope"):
             yield f"its rope type {kind} makes angles depend on the rows beside"
 
@@ -269,11 +283,18 @@ def _window_reasons(config: Any, layers: list[int], windows: list[int | None]) -
     kinds = getattr(config, "layer_types", None) or []
     if "chunked_attention" in kinds:
         yield "it has chunked attention"
-    everywhere = not kinds and getattr(config, "sliding_window", None) is not None
-    for layer, window in zip(layers, windows, strict=True):
-        sliding = layer < len(kinds) and kinds[layer] in ("sliding_attention", "hybrid_sliding")
-        if window is None and (sliding or everywhere):
-            yield f"layer {layer} has a sliding window that it does not pass to its attention"
+    size = getattr(config, "sliding_window", None)
+    if size is not None and size >= (getattr(config, "max_position_embeddings", None) or size + 1):
+        return  # it never cuts anything off
+    everywhere = not kinds and size is not None
+    wrong = [
+        str(layer)
+        for layer, window in zip(layers, windows, strict=True)
+        if window is None
+        and (everywhere or kinds[layer : layer + 1] in (["sliding_attention"], ["hybrid_sliding"]))
+    ]
+    if wrong:
+        yield f"layers {', '.join(wrong)} have a sliding window that their attention is not told of"
 
 
 def _probe_tokens(config: Any) -> torch.Tensor:
@@ -281,6 +302,5 @@ def _probe_tokens(config: Any) -> torch.Tensor:
     window = getattr(config, "sliding_window", None) or 0
     count = window + 8 if window <= 64 else 12
     count = min(count, getattr(config, "max_position_embeddings", None) or count)
-    text = getattr(config, "vocab_size", None) or config.get_text_config().vocab_size
-    vocab = int(text)
+    vocab = int(config.vocab_size)
     return torch.arange(count)[None] * 7 % max(vocab - 1, 1) + min(1, vocab - 1)

@@ -54,6 +54,10 @@ class Setup:
                 raise TypeError(f"Engine: {name} must be an int, got {value!r}")
             if value < least:
                 raise ValueError(f"Engine: {name} must be {least} or more, got {value}")
+        if isinstance(self.eos_token_ids, (int, str)):
+            raise TypeError(
+                f"Engine: eos_token_ids must be a list of token ids, got {self.eos_token_ids!r}"
+            )
         if self.mode not in MODES:
             raise ValueError(f"Engine: mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.policy is not None and not hasattr(self.policy, "decide"):

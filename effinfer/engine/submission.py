@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,16 @@ class Limits:
             if self.tokenizer is None:
                 raise ValueError("submit: a text needs an engine with a tokenizer")
             ids = self.tokenizer(ids)["input_ids"]
-        prompt = np.asarray(ids)
+        try:
+            prompt = np.asarray(ids)
+        except ValueError as error:
+            raise ValueError("submit: ids must be a list of tokens, got lists in it") from error
         if prompt.ndim == 2 and len(prompt) == 1:
             prompt = prompt[0]
-        if prompt.ndim != 1 or not len(prompt):
-            raise ValueError(f"submit: ids must be a list of tokens, got shape {prompt.shape}")
+        if prompt.ndim != 1:
+            raise ValueError(f"submit: ids must be a list of tokens, got {ids!r:.80}")
+        if not len(prompt):
+            raise ValueError("submit: ids must hold one token or more, got none")
         if prompt.dtype.kind not in "iu":
             raise TypeError(f"submit: ids must be integers, got {prompt.dtype}")
         low, high = int(prompt.min()), int(prompt.max())
@@ -119,16 +124,29 @@ def until(deadline: float | None) -> float:
     return time.monotonic() + deadline
 
 
+def each_prompt(prompts: Any) -> list[Any]:
+    """The prompts in a list of them, or in another iterable.
+
+    Raises:
+        TypeError: it is one text, whose characters would be prompts, or a mapping, whose names would.
+    """
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise TypeError(f"generate: prompts must be a list of prompts, got {prompts!r:.80}")
+    return list(prompts)
+
+
 def for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, count: int
 ) -> list[SamplingParams | None]:
     """One for each of ``count`` prompts, from one for all or one for each.
 
     Raises:
-        ValueError: their number differs.
+        ValueError, TypeError: their number differs; they are something else.
     """
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
+    if isinstance(params, Mapping) or not isinstance(params, Sequence):
+        raise TypeError(f"generate: params must be SamplingParams, got {params!r:.80}")
     if len(params) != count:
         raise ValueError(f"generate: params must be one or {count}, got {len(params)}")
     return list(params)
