@@ -38,7 +38,7 @@ void Scheduler::advance(Request& r, const int32_t* tokens, const uint8_t* exits)
       if (r.ending != kToken) return;
       if (span.loop < c.loops) span.sampled = samples(span);
     } else if (span.wanted > 0 && c.mode == Mode::lossless) {
-      predict(r, span, exit, tokens[span.wanted_at]);
+      predict(r, i, exit, tokens[span.wanted_at]);
     }
     if (c.shallow() && span.loop == 1 && c.loops > 1) keep_last_row(r, span);
     const bool dropped = c.mode == Mode::exit && span.exited && !c.fills() && !span.sampled;
@@ -50,13 +50,30 @@ void Scheduler::advance(Request& r, const int32_t* tokens, const uint8_t* exits)
   }
 }
 
-// lossless: an early exit's token is a draft, for the next span to begin with.
-void Scheduler::predict(Request& r, Span& span, bool exit, int32_t token) {
-  controller_.offered_exit(exit);
+// lossless: an early exit's token is a draft, for the next span to begin with. The deepest logits
+// know best: where they say another token, what was drafted before is dropped.
+void Scheduler::predict(Request& r, size_t index, bool exit, int32_t token) {
+  Span& span = r.chain[index];
+  const uint64_t bit = uint64_t{1} << span.loop;
+  if (span.exited) {
+    controller_.rechecked(span.loop, token == span.draft);
+    if (token == span.draft) {
+      span.said |= bit;
+      return;
+    }
+    learn_draft(r, span, false);
+    flush_after(r, index);
+    r.length = span.end();
+    span.exited = false;
+    span.draft_depth = 0;
+  } else {
+    controller_.offered_exit(exit);
+  }
   if (!exit) return;
   span.exited = true;
   span.draft = token;
   span.draft_depth = span.loop;
+  span.said = bit;
   if (r.length == span.end() && span.end() < r.total - 1 && !r.stops_at(token))
     r.tokens[r.length++] = token;
 }
@@ -71,7 +88,7 @@ void Scheduler::settle(Request& r, size_t index, const int32_t* tokens) {
     const bool right = drafted && r.tokens[at] == token;
     int depth = span.loop;
     if (span.draft_depth > 0) {
-      learn(r, span.draft == token);
+      learn_draft(r, span, span.draft == token);
       check_exit(span.draft == token);
       if (span.draft == token) depth = span.draft_depth;
     }
@@ -106,6 +123,12 @@ void Scheduler::settle(Request& r, size_t index, const int32_t* tokens) {
 void Scheduler::learn(Request& r, bool right) {
   controller_.predicted(right);
   r.acceptance += (right - r.acceptance) / 8;
+}
+
+void Scheduler::learn_draft(Request& r, const Span& span, bool right) {
+  learn(r, right);
+  for (int depth = span.draft_depth; depth < config_.loops; ++depth)
+    if (span.said >> depth & 1) controller_.predicted(depth, depth > span.draft_depth, right);
 }
 
 // Whether an early exit's remaining loops are to tell what full depth would have said. Where they

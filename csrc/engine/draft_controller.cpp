@@ -9,6 +9,8 @@ DraftController::DraftController(const Config& config)
       max_rows_(config.max_rows),
       costs_(config.costs),
       head_costs_(config.head_costs),
+      chance_(2 * config.loops, Chance{0.8}),
+      changes_(config.loops, Chance{0.2}),
       plain_seconds_(config.costs.empty() ? 0 : config.costs[0]) {
   // Measured times are noisy; more rows never really take less.
   for (size_t n = 1; n < costs_.size(); ++n) costs_[n] = std::max(costs_[n], costs_[n - 1]);
@@ -58,6 +60,12 @@ bool DraftController::take(double worth) {
 
 double DraftController::head_seconds(int rows) const {
   return head_costs_.empty() || rows == 0 ? 0 : head_costs_[std::min(rows, max_rows_) - 1];
+}
+
+bool DraftController::rechecks(int depth, int rows) const {
+  // A draft that changes spares a row in each of the loops left; the launch has a head anyway.
+  const double head = (head_seconds(2 * rows) - head_seconds(rows)) / rows;
+  return changes_[depth].value * (loops_ - depth) * row_seconds_ > head;
 }
 
 bool DraftController::asks_early(int rows, int decoding) const {

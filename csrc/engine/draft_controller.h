@@ -25,6 +25,13 @@ class DraftController {
   double acceptance() const { return acceptance_.value; }
   void predicted(bool right) { acceptance_.learn(right); }
   void offered_exit(bool exited) { exits_.learn(exited); }
+  // The same of what was said after `depth` loops: `again` after an earlier loop had said it.
+  double acceptance(int depth, bool again) const { return chance_[2 * depth + again].value; }
+  void predicted(int depth, bool again, bool right) { chance_[2 * depth + again].learn(right); }
+  // Whether a draft stood when logits after `depth` loops were held against it.
+  void rechecked(int depth, bool stood) { changes_[depth].learn(!stood); }
+  // Whether that is worth its logits, of one row among `rows`.
+  bool rechecks(int depth, int rows) const;
 
   // The launch took `rows` rows and the logits of `wanted`, where without drafts there would have
   // been `plain_rows` and `plain_wanted`.
@@ -69,6 +76,7 @@ class DraftController {
   int loops_, max_rows_;
   std::vector<double> costs_, head_costs_;
   Chance acceptance_{0.8}, exits_{0.5};
+  std::vector<Chance> chance_, changes_;  // by loops
   double account_ = 0;      // seconds
   double plain_seconds_;    // of the last launch, had it no drafts
   double row_seconds_ = 0;  // a row's share of the last launch without drafts

@@ -126,12 +126,23 @@ void Scheduler::take_aboard(Request& r, Span& span) {
   if (!is_draft(r, span)) r.progressed = stats_.launches + 1;
 }
 
-// The chance that so many drafts in a row are right. How well lookup works depends on the text;
-// exits are calibrated for all.
+// The chance that so many tokens of prompt lookup are right. How well that works depends on the text.
 double Scheduler::worth(const Request& r, int drafts) const {
-  const double each = config_.max_ngram > 0 ? r.acceptance : controller_.acceptance();
-  double chance = each;
-  for (int i = 1; i < drafts; ++i) chance *= each;
+  double chance = r.acceptance;
+  for (int i = 1; i < drafts; ++i) chance *= r.acceptance;
+  return chance;
+}
+
+// The chance that all drafts before a span are right, by the loops that said so.
+double Scheduler::worth(const Candidate& candidate) const {
+  const Request& r = *candidate.request;
+  double chance = 1;
+  for (size_t i = 0; i < candidate.span; ++i) {
+    const Span& span = r.chain[i];
+    if (span.end() < r.known) continue;
+    const int depth = 63 - __builtin_clzll(span.said);
+    chance *= controller_.acceptance(depth, depth > span.draft_depth);
+  }
   return chance;
 }
 
@@ -146,15 +157,10 @@ void Scheduler::pick_drafts() {
     return;
   }
   const auto& drafts = candidates_[drafts_rank()];
-  const auto worth_of = [this](const Candidate& candidate) {
-    const Request& r = *candidate.request;
-    const int first = candidate.span < r.chain.size() ? r.chain[candidate.span].first : r.end;
-    return worth(r, first + 1 - r.known);
-  };
-  for (const Candidate& candidate : drafts) controller_.offer(worth_of(candidate));
+  for (const Candidate& candidate : drafts) controller_.offer(worth(candidate));
   controller_.choose(room_);
   for (const Candidate& candidate : drafts)
-    if (controller_.take(worth_of(candidate))) pick(candidate);
+    if (controller_.take(worth(candidate))) pick(candidate);
   early_ = rows > 0 && controller_.asks_early(rows, decoding_);
 }
 
@@ -204,10 +210,12 @@ bool Scheduler::wants_logits(const Request& r, const Span& span) const {
   const Config& c = config_;
   if (span.end() < r.prompt) return false;
   if (span.loop == c.loops - 1) return c.mode != Mode::exit || !span.exited || span.sampled;
-  if (c.mode == Mode::full || span.exited || span.loop < r.min_loops - 1) return false;
+  if (c.mode == Mode::full || span.loop < r.min_loops - 1) return false;
   if (span.first < r.prompt && !c.prefill_exits()) return false;
-  if (c.mode == Mode::exit) return true;
-  return c.drafts() && span.end() < r.total - 1 && (early_ || span.probed);
+  if (c.mode == Mode::exit) return !span.exited;
+  if (!c.drafts() || span.end() >= r.total - 1) return false;
+  if (span.probed || !early_) return span.probed;
+  return !span.exited || controller_.rechecks(span.loop + 1, decoding_);
 }
 
 void Scheduler::emit_rows() {

@@ -30,8 +30,9 @@ struct Span {
   int proposed = 0;                            // its last rows are tokens of prompt lookup
   int wanted = 0;                              // rows with logits, in the launch from wanted_at on
   int wanted_at = 0;
-  int32_t draft = -1;   // the token an early exit predicted,
-  int draft_depth = 0;  // after so many loops
+  int32_t draft = -1;   // the token that the last early logits predicted; counts while exited,
+  int draft_depth = 0;  // first after so many loops,
+  uint64_t said = 0;    // and after those of these bits
 
   int end() const { return first + length; }
 };

@@ -120,6 +120,7 @@ class Scheduler {
   void pick_drafts();
   void account_for_drafts();
   double worth(const Request& request, int drafts) const;
+  double worth(const Candidate& candidate) const;
   int proposals(const Request& request) const;
   void propose(Request& request);
   bool wants_logits(const Request& request, const Span& span) const;
@@ -129,9 +130,10 @@ class Scheduler {
 
   // commit.cpp
   void advance(Request& request, const int32_t* tokens, const uint8_t* exits);
-  void predict(Request& request, Span& span, bool exit, int32_t token);
+  void predict(Request& request, size_t index, bool exit, int32_t token);
   void settle(Request& request, size_t index, const int32_t* tokens);
   void learn(Request& request, bool right);
+  void learn_draft(Request& request, const Span& span, bool right);
   bool samples(const Span& span);
   void check_exit(bool agreed);
   void append_certain(Request& request, int32_t token, int depth, int needed);

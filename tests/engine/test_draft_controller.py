@@ -44,8 +44,8 @@ def run(
     **config: Any,
 ) -> float:
     """Model seconds until ``batch`` slots, which fill up one by one and then are never empty, have
-    given so many tokens each. Rows
-    exit early with chance ``exits``, and then tell the right token with chance ``right``."""
+    given so many tokens each. Rows exit early with chance ``exits``, and tell the right token after
+    one loop with chance ``right``, after more rather; once right they stay so."""
     s = _native.module("_C").Scheduler(
         mode=mode,
         loops=loops,
@@ -71,9 +71,9 @@ def run(
         rows_wanted = zip(s.wanted[:wanted].tolist(), s.wanted_ids[:wanted].tolist(), strict=True)
         for i, (row, request) in enumerate(rows_wanted):
             at, loop = int(s.positions[row]) + 1, int(s.loops[row])
-            noise = mix(request << 30 | at << 10 | loop)
-            leaves[i] = noise % 1000 < 1000 * exits
-            wrong = loop < loops - 1 and (noise >> 20) % 1000 >= 1000 * right
+            leaves[i] = mix(request << 30 | at << 10 | loop) % 1000 < 1000 * exits
+            difficulty = mix(request << 30 | at << 10 | loops) % 1000
+            wrong = loop < loops - 1 and difficulty >= 1000 * right ** (1 / (loop + 1))
             chosen[i] = text(request, at, period) + wrong
         s.commit(chosen, leaves, seconds)
         for request, token, _, kind in s.events[: s.n_events].tolist():
