@@ -1,6 +1,7 @@
 #include "engine/draft_trials.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace effinfer::engine {
 
@@ -20,7 +21,7 @@ void DraftTrials::ran(double seconds, int loops, bool prompts) {
   load.typical += (counted - load.typical) / (load.typical > 0 ? 16 : 1);
   load.seconds += counted;
   load.loops += loops;
-  if (load.launches < (kSettling + kTimed) * loops_) return;
+  if (load.launches < (kSettling + kTimed) * loops_ || load.seconds < kLeastTimed) return;
   end_epoch(load);
   load.launches = 0;
   load.loops = 0;
@@ -32,15 +33,14 @@ void DraftTrials::end_epoch(Load& load) {
   const bool trial = load.way != load.better;
   double& known = load.rate[load.way];
   known = trial || known == 0 ? rate : (known + rate) / 2;
-  // While plain launches lead, a trial of drafts alone can change that; drafts are judged always.
-  const bool judge = load.rate[kPlain] > 0 && (trial || load.way == kDrafts);
-  const Way before = load.better;
-  if (judge) load.better = load.rate[kDrafts] > load.rate[kPlain] * kGain ? kDrafts : kPlain;
-  if (trial || load.better != before) {
+  const bool draft = load.rate[kDrafts] > load.rate[kPlain] * kGain;
+  if (trial) {
+    const Way before = std::exchange(load.better, draft ? kDrafts : kPlain);
     load.wait = load.better != before ? kWait : std::min(2 * load.wait, kMostWait);
     load.way = load.better;
     load.left = load.wait;
-  } else if (--load.left <= 0) {
+  } else if (--load.left <= 0 || (load.way == kDrafts && !draft)) {
+    // What seems to lose may do so because all has become slower: plain launches tell, at once.
     load.way = load.better == kPlain ? kDrafts : kPlain;
     load.begins = load.way == kDrafts;
   }

@@ -30,8 +30,9 @@ class DraftTrials {
  private:
   enum Way : int8_t { kPlain, kDrafts };
   // Launches of an epoch, in loops: those at its start that still hold work of the other way, and
-  // those that are timed.
+  // those that are timed at least; and their seconds, so that an interruption is no verdict.
   static constexpr int kSettling = 2, kTimed = 6;
+  static constexpr double kLeastTimed = 0.02;
   // Epochs from one trial of the slower way to the next; twice as many after each that it lost.
   static constexpr int kWait = 32, kMostWait = 4096;
   static constexpr double kGain = 1.01;      // drafts must give more than noise
