@@ -76,9 +76,9 @@ class DraftController {
   std::vector<double> costs_, head_costs_;
   Chance acceptance_{0.8}, exits_{0.5};
   std::vector<Chance> chance_, changes_;  // by loops
-  double account_ = 0;      // seconds
-  double plain_seconds_;    // of the last launch, had it no drafts
-  double row_seconds_ = 0;  // a row's share of the last launch without drafts
+  double account_ = 0;                    // seconds
+  double plain_seconds_;                  // of the last launch, had it no drafts
+  double row_seconds_ = 0;                // a row's share of the last launch without drafts
   int rows_ = 0;
   int offers_[kLevels] = {};
   double worth_[kLevels] = {};

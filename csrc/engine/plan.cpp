@@ -126,7 +126,8 @@ void Scheduler::take_aboard(Request& r, Span& span) {
   if (!is_draft(r, span)) r.progressed = stats_.launches + 1;
 }
 
-// The chance that so many tokens of prompt lookup are right. How well that works depends on the text.
+// The chance that so many tokens of prompt lookup are right. How well that works depends on the
+// text.
 double Scheduler::worth(const Request& r, int drafts) const {
   double chance = r.acceptance;
   for (int i = 1; i < drafts; ++i) chance *= r.acceptance;

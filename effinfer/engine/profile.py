@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from time import perf_counter
 
 import numpy as np
@@ -12,8 +13,9 @@ from effinfer.engine.batch import Batch, Span
 from effinfer.engine.policies import ExitPolicy, ExitRows
 from effinfer.engine.runner import Runner
 
-_SECONDS = 0.3  # for all sizes together, where one round of launches does not take longer
-_ROUNDS = 5
+_SECONDS = 0.04  # for each size, where a single launch does not take longer
+_ROUNDS = 16
+_FEW_ROWS = 32  # up to which sizes are measured more closely: drafts are weighed there
 
 
 def measure_costs(
@@ -22,9 +24,10 @@ def measure_costs(
     """Seconds of a launch of n rows, and of the logits of n rows, for n = 1 .. ``max_rows``; logits
     include what is done with them: the most probable token, and the policy's scores.
 
-    Measured at n = 1, 2, 4, ... up to as many as fit the memory, between these on straight lines, and
-    never falling. Rows are one position each of as many sequences as there are lines, or several
-    where there are more rows, and at all loops, where there are several. Blocks and state slots are written: measure before any is in use.
+    Measured at n = 1, 2, 3, 4, 6, 8, ... up to as many as fit the memory, between these on straight
+    lines, and never falling. Rows are one position each of as many sequences as there are lines, or
+    several where there are more rows, and at all loops, where there are several. Blocks and state
+    slots are written: measure before any is in use.
 
     Args:
         runner: with memory allocated.
@@ -40,27 +43,42 @@ def measure_costs(
     most = min(max_rows, _room(runner))
     sizes = [1]
     while sizes[-1] < most:
-        sizes.append(min(2 * sizes[-1], most))
+        last = sizes[-1]
+        between = [3 * last // 2] if 2 <= last < min(_FEW_ROWS, most) else []
+        sizes += [min(n, most) for n in (*between, 2 * last)]
     batches = [_batch(runner, n, wanted) for n in sizes for wanted in (0, n)]
     for batch in batches:  # the first launch of a size makes its views
         run(batch)
-    seconds = np.full(len(batches), np.inf)
-    end = perf_counter() + _SECONDS
+    samples: list[list[float]] = [[] for _ in batches]
     for _ in range(_ROUNDS):
         # All in turn, so that what disturbs the machine disturbs all alike.
-        for i, batch in enumerate(batches):
-            start = perf_counter()
-            run(batch)
-            seconds[i] = min(seconds[i], perf_counter() - start)
-        if perf_counter() > end:
-            break
-    without, logits = seconds[::2], seconds[1::2] - seconds[::2]
+        for batch, taken in zip(batches, samples, strict=True):
+            if sum(taken) < _SECONDS:
+                start = perf_counter()
+                run(batch)
+                taken.append(perf_counter() - start)
+    # Few are disturbed, but what only the luckiest launch reaches is no cost to count on.
+    seconds = np.array([np.quantile(taken, 0.25) for taken in samples])
+    without, logits = seconds[::2], np.maximum(seconds[1::2] - seconds[::2], 0)
     every = range(1, max_rows + 1)
     launch, head = (
-        np.interp(every, sizes, np.maximum.accumulate(np.maximum(part, 0))).tolist()
-        for part in (without, logits)
+        np.interp(every, sizes, _never_falling(part)).tolist() for part in (without, logits)
     )
     return launch, head
+
+
+def _never_falling(values: np.ndarray) -> list[float]:
+    """The nearest sequence that does not fall: neighbours that do are averaged (isotonic regression,
+    by pooling adjacent violators)."""
+    pools: list[tuple[float, int]] = []  # means, and how many values each stands for
+    for value in values.tolist():
+        mean, count = value, 1
+        while pools and pools[-1][0] > mean:
+            before, many = pools.pop()
+            mean = (mean * count + before * many) / (count + many)
+            count += many
+        pools.append((mean, count))
+    return [mean for mean, count in pools for _ in range(count)]
 
 
 def _choose(runner: Runner, policy: ExitPolicy | None, logits: torch.Tensor) -> None:
@@ -68,19 +86,24 @@ def _choose(runner: Runner, policy: ExitPolicy | None, logits: torch.Tensor) -> 
     top, _ = sampling.greedy(logits)
     if policy is None:
         return
-    none = np.full(len(top), -1)
-    arena = np.arange(len(top))
+    loops, none, arena = _nobody(len(top))
     policy.decide(
         ExitRows(
             logits=logits,
             top=top,
-            loops=np.zeros_like(none),
+            loops=loops,
             positions=none,
             requests=none,
             arena=arena,
             hidden=lambda: runner.hidden(torch.from_numpy(arena)),
         )
     )
+
+
+@functools.cache
+def _nobody(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The loops, positions (requests) and hidden rows of as many rows of no request."""
+    return np.zeros(rows, dtype=np.int64), np.full(rows, -1), np.arange(rows)
 
 
 def _lines(runner: Runner) -> int:
@@ -110,10 +133,19 @@ def _batch(runner: Runner, rows: int, wanted: int) -> Batch:
             break
         lines -= 1
     table = np.arange(lines * blocks, dtype=np.int32).reshape(lines, blocks)
-    spans = []
+    runs = []  # loop, line, first position, positions
     for line in range(lines):
         count = min(per_line, rows - line * per_line)
-        if count > 0:
-            loop = line * spec.loops // lines  # all loops alike
-            spans.append(Span([0] * count, 0, loop, line, state_out=line))
+        if lines >= spec.loops:  # all loops alike
+            runs.append((line * spec.loops // lines, line, 0, count))
+            continue
+        cuts = [count * loop // spec.loops for loop in range(spec.loops + 1)]
+        runs += [  # the first positions are the deepest, as when drafts follow a token
+            (spec.loops - 1 - i, line, cuts[i], cuts[i + 1] - cuts[i]) for i in range(spec.loops)
+        ]
+    spans = [
+        Span([0] * count, first, loop, line, state_out=line)
+        for loop, line, first, count in sorted(runs)
+        if count > 0
+    ]
     return Batch.of_spans(spans, table, spec.block_size, wanted=range(wanted))
