@@ -319,6 +319,10 @@ def serve(
         _fail(f"serving needs {error.name}: pip install 'effinfer[{extra}]'")
     from effinfer.loading import is_model
 
+    if not ray and (replicas > 1 or max_replicas is not None):
+        _fail("--replicas and --max-replicas need --ray")
+    if max_replicas is not None and max_replicas < replicas:
+        _fail(f"--max-replicas must be at least --replicas {replicas}, got {max_replicas}")
     path = _carried_model(model) or Path(model)
     if not is_model(path):
         _fail(f"{path} is not a model folder: it has no config.json, and is no .gguf file")
@@ -342,7 +346,6 @@ def serve(
         Console(stderr=True).print(
             f"[yellow]warning:[/] {host} can be reached from other machines, and no --api-key is set"
         )
-    where = f"{settings.model_name} at http://{host}:{port}"
     if ray:
         deployed = on_many.application(
             lambda: served.app(settings),
@@ -353,13 +356,13 @@ def serve(
             max_replicas=max_replicas,
             cpus=threads or 1,
         )
-        Console().print(where, highlight=False)
+        Console().print(f"{settings.model_name} at http://{host}:{port}", highlight=False)
         return on_many.run(deployed, host, port)
     try:
         application = served.app(settings)
+        application.state.supervisor.prepare()
     except Exception as error:  # whatever a hostile or truncated file makes the loaders raise
         _fail(f"cannot serve {path}: {type(error).__name__}: {error}")
-    Console().print(where, highlight=False)
     return on_this_machine.run(application, settings, host, port)
 
 

@@ -79,7 +79,14 @@ def create_app(
         if not hmac.compare_digest(given, f"Bearer {settings.api_key}".encode()):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
+    async def json_body(request: Request) -> None:
+        # Any page may have a browser send what is no JSON by its type; for JSON it asks CORS first.
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, f"Content-Type must be application/json, got {kind or 'none'}")
+
     guarded = [Depends(authorized)]
+    asked = [*guarded, Depends(json_body)]
 
     async def run(
         request: Request,
@@ -121,7 +128,7 @@ def create_app(
         except (ValueError, TypeError) as error:
             raise named_field(error) from error
 
-    @app.post("/v1/completions", dependencies=guarded)
+    @app.post("/v1/completions", dependencies=asked)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         given = body.prompts()
         if not given:
@@ -132,7 +139,7 @@ def create_app(
         each = [prompt for prompt in prompts for _ in params]
         return await run(request, body, each, params * len(prompts), "prompt", answers)
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
+    @app.post("/v1/chat/completions", dependencies=asked)
     async def chat(request: Request, body: ChatRequest) -> Response:
         if body.top_logprobs is not None and not body.logprobs:
             raise bad_field("top_logprobs", "needs logprobs to be true")

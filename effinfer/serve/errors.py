@@ -15,6 +15,7 @@ _TYPES = {
     404: "invalid_request_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -77,9 +78,11 @@ def _first_problem(error: RequestValidationError) -> ApiError:
     where = [str(part) for part in found["loc"] if part != "body"]
     if found["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {found.get('ctx', {}).get('error', '')}")
+    message = "no such field" if found["type"] == "extra_forbidden" else found["msg"]
+    message = message.removeprefix("Value error, ")
     if not where:
-        return ApiError(400, f"the body: {found['msg']}")
-    return ApiError(400, f"{'.'.join(where)}: {found['msg']}", where[0])
+        return ApiError(400, f"the body: {message}")
+    return ApiError(400, f"{'.'.join(where)}: {message}", where[0])
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -29,7 +29,7 @@ async def chat_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     Raises:
         ApiError: 400, the template refuses the turns.
     """
-    turns = [{"role": message.role, "content": message.text()} for message in messages]
+    turns = [message.turn() for message in messages]
     if getattr(tokenizer, "chat_template", None) is None:
         # A model that was never taught turns continues what was said.
         text = "\n\n".join(turn["content"] for turn in turns)

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -56,9 +57,17 @@ class Server(uvicorn.Server):
     Args:
         app: made by ``create_app`` with the same ``settings``.
         port: 0 for one that is free.
+        announce: called with the URL once requests are taken there.
     """
 
-    def __init__(self, app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: ServeSettings,
+        host: str,
+        port: int,
+        announce: Callable[[str], None] = lambda _: None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             host=host,
@@ -69,6 +78,15 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._supervisor: Supervisor = app.state.supervisor
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            port = self.servers[0].sockets[0].getsockname()[1]
+            self._announce(f"http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """What the signal does: "not ready" at once, then uvicorn's own way to the end."""
@@ -90,7 +108,8 @@ def _give_back_large_buffers() -> None:
 
 
 def run(app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; then let what runs end, for ``settings.drain_s`` seconds.
+    """Say where, and serve until SIGTERM or SIGINT; then let what runs end, for ``settings.drain_s``
+    seconds.
 
     Raises:
         SystemExit: the address is taken, or the engine can't be made; uvicorn has said why.
@@ -100,7 +119,11 @@ def run(app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
     # The libraries and the model stay: a collector that goes through them holds everybody up.
     gc.collect()
     gc.freeze()
-    server = Server(app, settings, host, port)
+
+    def announce(url: str) -> None:
+        print(f"{settings.model_name} at {url}", flush=True)
+
+    server = Server(app, settings, host, port, announce)
     server.run()
     if not server.started:
         raise SystemExit(3)

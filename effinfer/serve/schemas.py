@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from effinfer.engine.params import MAX_STOP_STRINGS, SamplingParams
 
@@ -15,17 +25,40 @@ Loops = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
 
 
-class StreamOptions(BaseModel):
-    """What a stream carries beside its text."""
+def only(*neutral: Any) -> AfterValidator:
+    """Of a field that is not served: refuses all but values that ask for nothing, which clients send
+    of themselves, and with the answers that they send back."""
+
+    def check(value: Any) -> Any:
+        if not any(type(value) is type(one) and value == one for one in neutral):
+            but = f"; only {' or '.join(map(json.dumps, neutral))} is" if neutral else ""
+            raise ValueError(f"is not supported{but}")
+        return value
+
+    return AfterValidator(check)
+
+
+class Body(BaseModel):
+    """An object of the API: no field but its own, and null is as good as none."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class StreamOptions(Body):
+    """What a stream carries beside its text."""
+
     include_usage: StrictBool = False
 
 
-class Sampling(BaseModel):
-    """Fields that completions and chat share; the second half are extensions."""
-
-    model_config = ConfigDict(extra="forbid")
+class Sampling(Body):
+    """Fields that completions and chat share; the last part are extensions."""
 
     model: StrictStr
     n: Annotated[StrictInt, Field(ge=1, le=128)] = 1
@@ -37,9 +70,15 @@ class Sampling(BaseModel):
     frequency_penalty: Penalty = 0.0
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StrictStr | Annotated[list[StrictStr], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    user: StrictStr | None = None  # taken and not looked at
+    logit_bias: Annotated[Any, only({})] = None
 
-    top_k: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
+    # Labels for the caller's own books, which no answer depends on: taken and not looked at.
+    user: StrictStr | None = None
+    metadata: dict[StrictStr, StrictStr] | None = None
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
+
+    top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] = 0  # -1: all, as vLLM has it
     min_p: Fraction = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10, strict=True, allow_inf_nan=False)] = 1.0
     min_tokens: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
@@ -62,7 +101,7 @@ class Sampling(BaseModel):
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=max(self.top_k, 0),
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
@@ -87,10 +126,9 @@ class CompletionRequest(Sampling):
     prompt: Prompt
     max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] = 16
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] = False
-    best_of: Literal[1] | None = None
-    suffix: None = None
-    logit_bias: None = None
+    echo: Annotated[Any, only(False)] = None
+    best_of: Annotated[Any, only(1)] = None
+    suffix: Annotated[Any, only("")] = None
 
     def prompts(self) -> list[Any]:
         """The prompts, texts or lists of tokens."""
@@ -99,21 +137,27 @@ class CompletionRequest(Sampling):
         return list(self.prompt)
 
 
-class TextPart(BaseModel):
+class TextPart(Body):
     """A piece of a message."""
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
     text: StrictStr
 
 
-class Message(BaseModel):
+class Message(Body):
     """A turn of a chat."""
 
-    model_config = ConfigDict(extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
     content: StrictStr | list[TextPart]
     name: StrictStr | None = None
+    refusal: Annotated[Any, only()] = None
+    annotations: Annotated[Any, only([])] = None
+    tool_calls: Annotated[Any, only([])] = None
+
+    def turn(self) -> dict[str, str]:
+        """What the chat template is given."""
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": self.text(), **named}
 
     def text(self) -> str:
         """The content as one text."""
@@ -130,7 +174,12 @@ class ChatRequest(Sampling):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = None
     logprobs: StrictBool = False
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
-    response_format: None = None
-    logit_bias: None = None
-    tools: None = None
-    tool_choice: None = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    tools: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+    functions: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    store: Annotated[Any, only(False)] = None
+    service_tier: Annotated[Any, only("auto", "default")] = None

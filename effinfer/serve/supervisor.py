@@ -48,13 +48,22 @@ class Supervisor:
         """Whether requests are taken."""
         return self.engine is not None and not self.engine.broken and not self.draining
 
+    def prepare(self) -> None:
+        """Make the first engine before ``start``, where what it raises can be told from a server's.
+
+        Raises:
+            Exception: what the engine's making raises.
+        """
+        self.engine = self._make_engine()
+
     async def start(self) -> None:
-        """Make the first engine, and watch over it from then on.
+        """Make the first engine, if there is none, and watch over it from then on.
 
         Raises:
             Exception: what the first engine's making raises; a server without one is of no use.
         """
-        self.engine = await asyncio.to_thread(self._make_engine)
+        if self.engine is None:
+            self.engine = await asyncio.to_thread(self._make_engine)
         self.engine.run_in_thread()
         self._watching = asyncio.create_task(self._watch())
 

@@ -111,7 +111,10 @@ class RunningServer:
 class ToyServer(RunningServer):
     """One over the toy model: also the gate of its launches, and the runners it has made."""
 
-    def __init__(self, *, loops=1, max_slots=4, max_queue=8, mode="full", policy=None, **settings):
+    ENGINE = ("loops", "max_slots", "max_queue", "mode", "policy")
+
+    def __init__(self, *, tokenizer=None, **options):
+        engine_options = {name: options.pop(name) for name in self.ENGINE if name in options}
         self.gate = Gate()
         self.makes_engines = threading.Event()  # cleared: the next engine takes until it is set
         self.makes_engines.set()
@@ -119,17 +122,14 @@ class ToyServer(RunningServer):
 
         def make_engine():
             assert self.makes_engines.wait(PATIENCE_S)
-            engine = toy_engine(
-                self.gate, loops=loops, max_slots=max_slots, max_queue=max_queue, mode=mode,
-                policy=policy,
-            )  # fmt: skip
+            engine = toy_engine(self.gate, **engine_options)
             self.runners.append(engine.runner)
             return engine
 
         settings = ServeSettings(
-            **{"model_name": "toy", "restart_backoff_s": 0.01, "drain_s": 20, **settings}
+            **{"model_name": "toy", "restart_backoff_s": 0.01, "drain_s": 20, **options}
         )
-        super().__init__(create_app(make_engine, Letters(), settings), settings)
+        super().__init__(create_app(make_engine, tokenizer or Letters(), settings), settings)
 
     def __exit__(self, *error):
         self.gate.open()

@@ -119,12 +119,12 @@ BAD = [
     ("max_tokens", -5), ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", "9"),
     ("max_tokens", True), ("temperature", -1), ("temperature", 3), ("temperature", "hot"),
     ("temperature", "1"), ("temperature", True),
-    ("top_p", 0), ("top_p", 1.5), ("top_k", -1), ("min_p", 2), ("n", 0), ("n", 1000),
+    ("top_p", 0), ("top_p", 1.5), ("top_k", -2), ("min_p", 2), ("n", 0), ("n", 1000),
     ("seed", "x"), ("stop", 7), ("stop", [""]), ("stop", ["a"] * 1000), ("logprobs", 100),
-    ("presence_penalty", 9), ("frequency_penalty", None), ("stream", "yes"), ("echo", True),
+    ("presence_penalty", 9), ("frequency_penalty", "1"), ("stream", "yes"), ("echo", True),
     ("best_of", 3), ("suffix", "x"), ("logit_bias", {"1": 2}), ("stop_token_ids", [-1]),
     ("stop_token_ids", [10**6]), ("min_tokens", 99), ("priority", 10**9), ("deadline_s", 0),
-    ("stream_options", {"x": 1}), ("prompt", []), ("prompt", [""]), ("prompt", ""), ("prompt", 5),
+    ("logit_bias", []), ("metadata", {"a": 1}), ("stream_options", {"x": 1}), ("prompt", []), ("prompt", [""]), ("prompt", ""), ("prompt", 5),
     ("prompt", [[]]), ("prompt", [-1]), ("prompt", [10**6]), ("prompt", [1, "a"]),
     ("prompt", [[1], "a"]), ("prompt", None), ("no_such_field", 1),
 ]  # fmt: skip
@@ -150,6 +150,11 @@ def test_bad_fields_are_named(server, field, value):
         ("messages", [{"role": "user"}]), ("messages", "hello"), ("max_tokens", -1),
         ("top_logprobs", 3), ("tools", [{}]), ("response_format", {"type": "json_object"}),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        ("messages", [{"role": "assistant", "content": "A", "tool_calls": [{"id": "1"}]}]),
+        ("messages", [{"role": "tool", "content": "A", "tool_call_id": "1"}]),
+        ("response_format", {"type": "json_schema"}), ("modalities", ["audio"]), ("store", True),
+        ("tool_choice", "required"), ("functions", [{}]), ("service_tier", "flex"),
+        ("logit_bias", {"5": 100}), ("reasoning_effort", "low"),
     ],
 )  # fmt: skip
 def test_bad_chat_fields_are_named(server, field, value):
@@ -157,6 +162,79 @@ def test_bad_chat_fields_are_named(server, field, value):
     answer = server.client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == field
+
+
+class Turns(Letters):
+    """Letters with a chat template, which keeps the turns it was given."""
+
+    chat_template = "all texts in a row"
+
+    def __init__(self):
+        self.given = []
+
+    def apply_chat_template(self, turns, **_):
+        self.given.append(turns)
+        return self("".join(turn["content"] for turn in turns))
+
+
+def test_a_chat_goes_on_with_the_answers_that_came(make_server):
+    tokenizer = Turns()
+    server = make_server(tokenizer=tokenizer)
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    messages = [{"role": "user", "content": "ABC", "name": "E"}]
+    for _ in range(2):
+        answer = client.chat.completions.create(
+            model="toy", messages=messages, max_tokens=5, temperature=0
+        )
+        messages += [answer.choices[0].message, {"role": "user", "content": "D"}]
+    first = expected(max_tokens=5)
+    assert tokenizer.given[-1] == [
+        {"role": "user", "content": "ABC", "name": "E"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "D"},
+    ]
+    assert answer.choices[0].message.content == expected("ABC" + first + "D", max_tokens=5)
+
+
+ASKS_FOR_NOTHING = {
+    "store": False, "metadata": {"run": "7"}, "tools": [], "tool_choice": "none", "functions": [],
+    "parallel_tool_calls": True, "response_format": {"type": "text"}, "modalities": ["text"],
+    "service_tier": "auto", "logit_bias": {}, "safety_identifier": "u", "prompt_cache_key": "k",
+    "user": "u", "top_k": -1,
+    **dict.fromkeys((
+        "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "logprobs",
+        "top_logprobs", "presence_penalty", "frequency_penalty", "max_completion_tokens", "audio",
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ASKS_FOR_NOTHING)
+def test_fields_that_ask_for_nothing_are_taken(server, field):
+    body = {"model": "toy", "messages": [{"role": "user", "content": "ABC"}], "max_tokens": 4}
+    value = ASKS_FOR_NOTHING[field]
+    answer = server.client.post("/v1/chat/completions", json={**body, field: value})
+    assert answer.status_code == 200, answer.text
+
+
+def test_what_is_wrong_is_said_in_plain_words(server):
+    def message(**fields):
+        return server.complete(**fields).json()["error"]["message"]
+
+    assert message(echo=True) == "echo: is not supported; only false is"
+    assert message(best_of=2) == "best_of: is not supported; only 1 is"
+    assert message(temprature=1) == "temprature: no such field"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+def test_bodies_must_say_that_they_are_json(server, kind):
+    content = json.dumps({"model": "toy", "prompt": "ABC", "max_tokens": 2})
+    headers = {} if kind is None else {"content-type": kind}
+    answer = server.client.post("/v1/completions", content=content, headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["error"]["message"].startswith("Content-Type must be application/json")
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    answer = server.client.post("/v1/completions", content=content, headers=headers)
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,19 @@ def test_options_reach_the_server(serve):
     assert "no --api-key" not in quiet.output
 
 
+def test_what_cannot_be_served_is_said_before_anything_listens(serve):
+    served, result = serve("demo", "--mode", "exit")
+    assert (served, result.exit_code) == ([], 1)
+    assert "mode 'exit' needs a model with loops" in result.output
+    served, result = serve("demo", "--mode", "fast")
+    assert (served, result.exit_code) == ([], 1)
+    assert "mode must be one of full, exit, lossless" in result.output
+    for options in (["--replicas", "2"], ["--max-replicas", "2"]):
+        served, result = serve("demo", *options)
+        assert (served, result.exit_code) == ([], 1)
+        assert "need --ray" in result.output
+
+
 def test_folders_that_hold_no_model(serve, tmp_path):
     served, result = serve(str(tmp_path))
     assert (served, result.exit_code) == ([], 1)
