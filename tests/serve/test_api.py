@@ -222,7 +222,7 @@ def test_what_is_wrong_is_said_in_plain_words(server):
 
     assert message(echo=True) == "echo: is not supported; only false is"
     assert message(best_of=2) == "best_of: is not supported; only 1 is"
-    assert message(temprature=1) == "temprature: no such field"
+    assert message(warmth=1) == "warmth: no such field"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
