@@ -37,7 +37,7 @@ def main(build: Path) -> int:
     objects = sorted(
         path
         for isa in ISAS
-        for path in build.glob(f"csrc/CMakeFiles/effinfer_core.dir/ops/*/{isa}.cpp.o")
+        for path in build.glob(f"csrc/CMakeFiles/effinfer_*.dir/*/*/{isa}.cpp.o")
     )
     if not objects:
         print(f"no objects of instruction sets under {build}: build it first", file=sys.stderr)

@@ -99,8 +99,8 @@ class Chooser:
         early, self._early = self._early, None
         if early is None:
             assert logits is not None
-            top, sound = sampling.greedy(logits)
-            tokens, exits, kept = top.astype(np.int32), None, None
+            tokens = top = sampling.greedy(logits)
+            exits = kept = None
             if self._policy is not None and self._scheduler.n_early > 0:
                 exits = self._decide(self._policy, logits, top)
         else:
@@ -108,14 +108,13 @@ class Chooser:
             if logits is None:
                 return self._any[: len(exits)], exits
             tokens = np.zeros(len(exits), dtype=np.int32)
-            top, sound = sampling.greedy(logits)
+            top = sampling.greedy(logits)
             tokens[kept] = top
-        if not sound.all():
-            at = np.flatnonzero(~sound)
-            for request_id in self._ids[at if kept is None else kept[at]].tolist():
+        if -1 in tokens.tolist():
+            for request_id in self._ids[np.flatnonzero(tokens == -1)].tolist():
                 self._fail(request_id, "the model gave NaN or infinite logits")
         if not plain:
-            self._sample(logits, tokens, np.arange(len(tokens)) if kept is None else kept, sound)
+            self._sample(logits, tokens, np.arange(len(tokens)) if kept is None else kept)
         return tokens, exits
 
     def _decide_early(self) -> None:
@@ -182,12 +181,13 @@ class Chooser:
     def _own_thresholds(self, ids: Array) -> Array:
         return np.array([self.thresholds.get(i, np.nan) for i in ids.tolist()])
 
-    def _sample(self, logits: torch.Tensor, tokens: Array, kept: Array, sound: Array) -> None:
+    def _sample(self, logits: torch.Tensor, tokens: Array, kept: Array) -> None:
         """Replace the tokens of rows that ask for more, and keep the log probabilities.
 
         Row i of ``logits`` is the launch's wanted row ``kept[i]``.
         """
         live = [self._live[i] for i in self._ids[kept].tolist()]
+        sound = (tokens[kept] >= 0).tolist()
         special = [i for i, request in enumerate(live) if sound[i] and not request.plain]
         if not special:
             return

@@ -83,7 +83,7 @@ def _never_falling(values: np.ndarray) -> list[float]:
 
 def _choose(runner: Runner, policy: ExitPolicy | None, logits: torch.Tensor) -> None:
     """What is done with logits, for rows of no request."""
-    top, _ = sampling.greedy(logits)
+    top = sampling.greedy(logits)
     if policy is None:
         return
     loops, none, arena = _nobody(len(top))

@@ -6,14 +6,17 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from transformers.generation import logits_process as hf
 
+from effinfer import _native
 from effinfer.engine import sampling
 from effinfer.engine.params import SamplingParams
 from effinfer.engine.sampling import RowParams
 
 VOCAB = 300
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
 
 
 def logits_of(n, vocab=VOCAB, seed=0, scale=3.0):
@@ -24,25 +27,65 @@ def no_history(row):
     raise AssertionError("nothing asked for the history")
 
 
-def kept(scores):
-    return scores > -torch.inf
+def uniform(seed, position):
+    """By the definition: splitmix64, from the mixed seed on."""
+    return (mix((mix((seed + GOLDEN) & MASK) + GOLDEN * (position + 1)) & MASK) >> 11) * 2.0**-53
+
+
+def mix(x):
+    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & MASK
+    return x ^ x >> 31
+
+
+def probabilities(logits, params, history=(), prompt=0):
+    """What a token is drawn from, in float64 and by transformers' own processors."""
+    x = logits.double()[None]
+    if params.repetition_penalty != 1.0:
+        ids = torch.tensor(history)[None]
+        x = hf.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, x)
+    counts = np.bincount(history[prompt:], minlength=x.shape[1]) if len(history) else 0
+    x = x - torch.as_tensor(
+        (counts > 0) * params.presence_penalty + counts * params.frequency_penalty
+    )
+    if params.temperature == 0.0:
+        return torch.nn.functional.one_hot(x[0].argmax(), x.shape[1]).double()
+    filters = [
+        hf.TemperatureLogitsWarper(params.temperature),
+        *([hf.TopKLogitsWarper(params.top_k)] if params.top_k else []),
+        *([hf.TopPLogitsWarper(params.top_p)] if params.top_p < 1.0 else []),
+        *([hf.MinPLogitsWarper(params.min_p)] if params.min_p else []),
+    ]
+    for one in filters:
+        x = one(None, x)
+    return x.softmax(-1)[0]
+
+
+def check_draw(token, probs, u):
+    """``token`` is the first whose cumulative probability exceeds ``u``."""
+    cumulative = probs.cumsum(0)
+    assert probs[token] > 0
+    assert cumulative[token] - probs[token] - 1e-6 <= u <= cumulative[token] + 1e-6
 
 
 # splitmix64's first outputs from state 0, as published with the algorithm.
 SPLITMIX = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
 
 
-def test_the_mixer_is_splitmix64():
-    with np.errstate(over="ignore"):
-        states = sampling._GOLDEN * np.arange(1, 5, dtype=np.uint64)
-        assert sampling._mix(states).tolist() == SPLITMIX
+def test_random_numbers_are_splitmix64s():
+    assert [mix(GOLDEN * i & MASK) for i in range(1, 5)] == SPLITMIX
+    native = _native.module("_C").uniform
+    for seed in (0, 7, 2**63 + 5, MASK):
+        for position in (0, 1, 1000, 2**31 - 1):
+            assert native(seed, position) == uniform(seed, position)
 
 
 def test_uniform_numbers_are_uniform_over_positions_and_over_seeds():
     n = 40_000
+    native = _native.module("_C").uniform
     along = [
-        sampling.uniform(np.full(n, 7, np.uint64), np.arange(n)),
-        sampling.uniform(np.arange(n, dtype=np.uint64), np.full(n, 3)),
+        np.array([native(7, position) for position in range(n)]),
+        np.array([native(seed, 3) for seed in range(n)]),
     ]
     for u in along:
         assert u.min() >= 0
@@ -54,80 +97,93 @@ def test_uniform_numbers_are_uniform_over_positions_and_over_seeds():
     assert abs(np.corrcoef(*along)[0, 1]) < 0.02
 
 
+@pytest.mark.parametrize("vocab", [1, 7, VOCAB, 5000])
 @given(
     seed=st.integers(0, 2**20),
-    k=st.integers(1, VOCAB + 5),
-    p=st.floats(0.01, 0.999),
-    min_p=st.floats(0.001, 1.0),
-    scale=st.sampled_from([0.1, 1.0, 5.0]),
+    k=st.sampled_from([0, 1, 5, 40, 200, 10_000]),
+    p=st.sampled_from([1.0, 0.999, 0.9, 0.3, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.001, 0.1, 1.0]),
+    temperature=st.sampled_from([0.3, 1.0, 1.7]),
+    scale=st.sampled_from([0.01, 1.0, 5.0]),
 )
-@settings(max_examples=25, deadline=None)
-def test_filters_keep_what_transformers_keeps(seed, k, p, min_p, scale):
-    x = logits_of(3, seed=seed, scale=scale).double()
-    filters = [hf.TopKLogitsWarper(k), hf.TopPLogitsWarper(p), hf.MinPLogitsWarper(min_p)]
-    params = [{"top_k": k}, {"top_p": p}, {"min_p": min_p}]
-    for one, alone in zip(params, filters, strict=True):
-        assert torch.equal(left(x, [one] * 3), kept(alone(None, x)))
-    want = x
-    for one in filters:
-        want = one(None, want)
-    together = {"top_k": k, "top_p": p, "min_p": min_p}
-    assert torch.equal(left(x, [together, {}, together])[[0, 2]], kept(want)[[0, 2]])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_tokens_are_drawn_from_what_transformers_filters_leave(
+    isa, vocab, seed, k, p, min_p, temperature, scale
+):
+    x = logits_of(1, vocab, seed, scale)
+    params = SamplingParams(temperature=temperature, top_k=k, top_p=p, min_p=min_p)
+    probs = probabilities(x[0], params)
+    positions = np.arange(40)
+    got = sampling.sample(
+        x.expand(40, -1), [RowParams(params, seed, 0)] * 40, positions, no_history
+    )
+    for token, position in zip(got.tolist(), positions.tolist(), strict=True):
+        check_draw(token, probs, uniform(seed, position + 1))
 
 
-def left(scores, params):
-    """Which tokens the filters leave."""
-    params = [SamplingParams(temperature=1.0, **one) for one in params]
-    return scores >= sampling.least_kept(scores, scores.softmax(-1), params)
+def kept(scores, draws=400, **params):
+    """Which tokens come up among many draws."""
+    row = RowParams(SamplingParams(temperature=1.0, **params), 5, 0)
+    x = torch.as_tensor(scores, dtype=torch.float32).expand(draws, -1)
+    return set(sampling.sample(x, [row] * draws, np.arange(draws), no_history).tolist())
 
 
-def test_filters_take_each_rows_own_number():
-    x = logits_of(4).double()
-    by_k = left(x, [{}, {"top_k": 1}, {"top_k": 5}, {"top_k": VOCAB + 1}])
-    assert by_k.sum(dim=1).tolist() == [VOCAB, 1, 5, VOCAB]
-    by_p = left(x, [{}, {"top_p": 1e-9}, {"top_p": 0.5}, {"top_k": 7}])
-    assert by_p.sum(dim=1)[[0, 1, 3]].tolist() == [VOCAB, 1, 7]
-    by_min_p = left(x, [{}, {"min_p": 1.0}, {"min_p": 0.1}, {}])
-    assert by_min_p.sum(dim=1)[[0, 1, 3]].tolist() == [VOCAB, 1, VOCAB]
+def test_equals_at_the_border_are_kept_together(isa):
+    assert kept([1.0, 0.0, 0.0, 0.0, -9.0], top_k=2) == {0, 1, 2, 3}
+    assert kept([1.0, 0.0, 0.0, 0.0, -9.0], top_p=0.6) == {0, 1, 2, 3}
+    assert kept([1.0, 0.0, 0.0, 0.0, -9.0], top_p=0.4) == {0}
+    many = torch.zeros(600)
+    many[0] = 1.0
+    assert len(kept(many, 4000, top_k=2)) > 590
+    assert len(kept(many, 4000, top_k=2, top_p=0.5)) > 590
 
 
-def test_filters_past_their_candidates_sort_the_rest():
-    vocab = 4 * sampling.CANDIDATES
-    flat = logits_of(4, vocab=vocab, scale=0.01).double()
-    got = left(flat, [{"top_p": 0.9}, {"top_p": 0.05}, {"top_k": vocab - 9}, {"top_k": 3}])
-    assert torch.equal(got[:1], kept(hf.TopPLogitsWarper(0.9)(None, flat[:1])))
-    assert torch.equal(got[1:2], kept(hf.TopPLogitsWarper(0.05)(None, flat[1:2])))
-    assert got.sum(dim=1)[2:].tolist() == [vocab - 9, 3]
+def test_each_row_has_its_own_filters(isa):
+    x = logits_of(4)
+    params = [{}, {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}]
+    rows = [RowParams(SamplingParams(temperature=1.0, **one), 3, 0) for one in params]
+    got = sampling.sample(x, rows, np.full(4, 9), no_history)
+    assert got[1:].tolist() == x[1:].argmax(dim=1).tolist()
+    check_draw(int(got[0]), x[0].double().softmax(-1), uniform(3, 10))
 
 
-def test_equals_at_the_border_are_kept_together():
-    many = torch.zeros(1, 3 * sampling.CANDIDATES, dtype=torch.float64)
-    many[0, 0] = 1.0
-    assert left(many, [{"top_k": 2}]).all()
-    assert left(many, [{"top_k": 2, "top_p": 0.5}]).all()
-    x = torch.tensor([[1.0, 0.0, 0.0, 0.0, -5.0]], dtype=torch.float64)
-    assert left(x, [{"top_k": 2}]).tolist() == [[True] * 4 + [False]]
-    assert left(x, [{"top_p": 0.6}]).tolist() == [[True] * 4 + [False]]
+def test_nearly_flat_logits_take_more_candidates_than_the_first(isa):
+    x = logits_of(1, vocab=40_000, scale=0.01)
+    params = SamplingParams(temperature=1.0, top_p=0.95)
+    probs = probabilities(x[0], params)
+    got = sampling.sample(x.expand(6, -1), [RowParams(params, 2, 0)] * 6, np.arange(6), no_history)
+    for position, token in enumerate(got.tolist()):
+        check_draw(token, probs, uniform(2, position + 1))
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0])
-def test_penalties_are_transformers_and_openais(scale):
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_penalties_are_transformers_and_openais(isa, scale, temperature):
     x = logits_of(1, scale=scale)
-    tokens = np.array([5, 9, 9, 11, 5, 5, 20], dtype=np.int32)
-    row = RowParams(SamplingParams(repetition_penalty=1.7), 0, prompt_tokens=3)
-    got = sampling._processed(x, [row], np.array([6]), lambda i: tokens)
-    want = hf.RepetitionPenaltyLogitsProcessor(1.7)(torch.from_numpy(tokens).long()[None], x)
-    assert torch.equal(got, want)
+    history = np.array([5, 9, 9, 11, 5, 5, 20], dtype=np.int32)
+    for penalties in (
+        {"repetition_penalty": 1.7},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.25},
+        {"repetition_penalty": 0.6, "presence_penalty": -3.0, "frequency_penalty": -1.5},
+    ):
+        params = SamplingParams(temperature=temperature, **penalties)
+        probs = probabilities(x[0], params, history, prompt=3)
+        row = RowParams(params, 1, prompt_tokens=3)
+        got = sampling.sample(
+            x.expand(60, -1), [row] * 60, np.arange(60), lambda i: history
+        ).tolist()
+        for position, token in enumerate(got):
+            check_draw(token, probs, uniform(1, position + 1))
 
-    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
-    got = sampling._processed(x, [RowParams(params, 0, 3)], np.array([6]), lambda i: tokens)
-    want = x.clone()
-    want[0, 5] -= 0.5 + 2 * 0.25
-    want[0, 11] -= 0.5 + 0.25
-    want[0, 20] -= 0.5 + 0.25
-    assert torch.allclose(got, want, atol=1e-6, rtol=0)
-    untouched = [i for i in range(VOCAB) if i not in (5, 11, 20)]
-    assert torch.equal(got[:, untouched], x[:, untouched])
+
+def test_a_row_without_a_token_left_is_an_error():
+    x = torch.full((1, 4), -torch.inf)
+    x[0, 2] = 1.0
+    row = RowParams(SamplingParams(temperature=1.0, min_tokens=3), 0, 1, stop_ids=(2,))
+    with pytest.raises(ValueError, match="no token left"):
+        sampling.sample(x, [row], np.array([1]), no_history)
 
 
 def test_no_stop_token_before_min_tokens():
@@ -142,18 +198,10 @@ def test_no_stop_token_before_min_tokens():
 def test_sampled_tokens_follow_the_distribution():
     n = 20_000
     x = logits_of(1, vocab=12, scale=1.0)
-    row = RowParams(SamplingParams(temperature=0.7, top_k=8, top_p=0.95, min_p=0.02), 11, 0)
-    filters = [
-        hf.TemperatureLogitsWarper(0.7),
-        hf.TopKLogitsWarper(8),
-        hf.TopPLogitsWarper(0.95),
-        hf.MinPLogitsWarper(0.02),
-    ]
-    want = x
-    for f in filters:
-        want = f(None, want)
-    want = want.softmax(-1)[0].double().numpy()
-    got = sampling.sample(x.expand(n, -1), [row] * n, np.arange(n), no_history)
+    params = SamplingParams(temperature=0.7, top_k=8, top_p=0.95, min_p=0.02)
+    want = probabilities(x[0], params).numpy()
+    rows = [RowParams(params, 11, 0)] * n
+    got = sampling.sample(x.expand(n, -1), rows, np.arange(n), no_history)
     counts = np.bincount(got, minlength=12)
     assert (counts[want == 0] == 0).all()
     inside = want > 0
@@ -197,16 +245,6 @@ def test_a_row_alone_gets_the_token_it_gets_in_a_batch(params, seed):
         assert alone[0] == batch[i]
 
 
-def test_rows_taken_in_turns_are_the_rows_taken_at_once(monkeypatch):
-    x = logits_of(7)
-    rows = [RowParams(SamplingParams(temperature=1.0, repetition_penalty=2.0), 3, 0)] * 7
-    tokens = [np.arange(i + 1, dtype=np.int32) for i in range(7)]
-    positions = np.arange(7)
-    whole = sampling.sample(x, rows, positions, lambda i: tokens[i])
-    monkeypatch.setattr(sampling, "ELEMENTS", 2 * VOCAB)
-    assert sampling.sample(x, rows, positions, lambda i: tokens[i]).tolist() == whole.tolist()
-
-
 def test_logprobs_are_the_models_and_independent_of_the_batch():
     x = logits_of(3, vocab=70_000)  # long enough for torch.sum to split a lone row over threads
     tokens = np.array([4, 5, 6])
@@ -221,15 +259,13 @@ def test_logprobs_are_the_models_and_independent_of_the_batch():
         )
 
 
-def test_greedy_takes_the_first_of_equals_and_reports_unsound_rows():
+def test_greedy_takes_the_first_of_equals_and_reports_unsound_rows(isa):
     x = torch.zeros(5, 9)
     x[1, 4] = float("nan")
     x[2, 4] = float("inf")
     x[3] = -torch.inf
     x[4, :7] = -torch.inf
-    tokens, sound = sampling.greedy(x)
-    assert sound.tolist() == [True, False, False, False, True]
-    assert tokens[[0, 4]].tolist() == [0, 7]
+    assert sampling.greedy(x).tolist() == [0, -1, -1, -1, 7]
 
 
 def test_sampling_leaves_the_logits_as_they_are():

@@ -40,7 +40,7 @@ def serial(prompt, params, *, loops=1, policy=None, seed=None, stop_ids=()):
         policy = params.exit_threshold
     least = loops if params.mode == "full" else params.min_loops
     most = params.max_loops or loops
-    row = RowParams(params, params.seed if seed is None else seed, len(prompt), stop_ids)
+    row = RowParams(params, (params.seed or 0) if seed is None else seed, len(prompt), stop_ids)
     while len(depths) < params.max_tokens:
         for loop in range(loops):
             logits = toy_logits(tokens, loop, loops)[None]
