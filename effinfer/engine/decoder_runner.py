@@ -9,6 +9,7 @@ from where its loop's lies.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,26 +21,40 @@ from effinfer.engine.batch import Batch
 from effinfer.engine.decoder_model import DecoderLayer, DecoderModel
 from effinfer.engine.kv import KVPages
 from effinfer.engine.loop_additions import LoopAdditions, loop_additions
-from effinfer.engine.projection import Projection, lay_end_to_end, project, project_gated
+from effinfer.engine.projection import (
+    Projection,
+    lay_end_to_end,
+    project,
+    project_gated,
+    release_weights,
+)
+from effinfer.engine.released import ReleasedWeights
 from effinfer.engine.runner import BLOCK_SIZE, Room, RunnerSpec
 
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
 class DecoderRunner:
-    """A ``Runner`` on packed copies of a decoder's weights."""
+    """A ``Runner`` on packed copies of a decoder's weights.
 
-    def __init__(self, model: DecoderModel, *, kv_dtype: torch.dtype | None = None) -> None:
+    With ``release``, they take the place of the model's own until ``close``.
+    """
+
+    def __init__(
+        self, model: DecoderModel, *, kv_dtype: torch.dtype | None = None, release: bool = False
+    ) -> None:
         self._model = model
         self._embedding = model.embedding
         dtype = model.embedding.dtype
         self._kv_dtype = dtype if kv_dtype is None else kv_dtype
         self._planes = model.loops if model.kv_policy == "depth" else 1
-        with torch.inference_mode(False), torch.no_grad():
-            self._layers = [_Layer(layer) for layer in model.layers]
-            self._head = project(model.head)
-            self._final_norm = _Norm(model.final_norms)
-            lay_end_to_end(p for layer in self._layers for p in layer.projections)
+        self._released = ReleasedWeights(_read_elsewhere(model))
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self._pack(model, release)
+        except BaseException:
+            self._released.restore()
+            raise
         self._kv_heads = [(model.kv_heads, model.head_dim)] * len(self._layers)
         windows = [layer.window for layer in model.layers]
         self.spec = RunnerSpec(
@@ -58,6 +73,19 @@ class DecoderRunner:
             dtype=dtype,
             window=None if None in windows else max(w for w in windows if w is not None),
         )
+
+    def _pack(self, model: DecoderModel, release: bool) -> None:
+        self._layers: list[_Layer] = []
+        for layer in model.layers:
+            self._layers.append(_Layer(layer))
+            if release:  # at once, so that there are never two copies of more than a layer
+                self._layers[-1].release(layer, self._released)
+        self._head = project(model.head)
+        self._final_norm = _Norm(model.final_norms)
+        if release:
+            release_weights(self._head, [model.head], self._released)
+        else:
+            lay_end_to_end(p for layer in self._layers for p in layer.projections)
 
     def allocate(
         self, *, blocks: int, states: int, max_rows: int, max_slots: int, arena_rows: int = 0
@@ -121,7 +149,8 @@ class DecoderRunner:
         self._arena.fill_(torch.nan)
 
     def close(self) -> None:
-        """Give back the pages and the packed weights."""
+        """Give back the pages and the packed weights, and the model its own."""
+        self._released.restore()
         for name in ("_pages", "_scratch", "_arena", "_layers", "_head"):
             self.__dict__.pop(name, None)
 
@@ -230,6 +259,15 @@ def _head_norm(weights: Sequence[torch.Tensor | None]) -> _Norm | None:
     return _Norm([given[0] if weight is None else weight for weight in weights]) if given else None
 
 
+def _read_elsewhere(model: DecoderModel) -> set[int]:
+    """Addresses of weights with more than one reader: a head's that is the embedding, a layer's that
+    is another's too."""
+    linears = [linear for layer in model.layers for linear in layer.linears.values()]
+    weights = [linear._parameters.get("weight") for linear in (*linears, model.head)]
+    readers = Counter(w.data_ptr() for w in (model.embedding, *weights) if w is not None)
+    return {address for address, count in readers.items() if count > 1}
+
+
 class _Layer:
     """A layer's packed weights, and for each loop its norms and additions."""
 
@@ -252,6 +290,13 @@ class _Layer:
         self.gated = self.gate_additions is None
         self.gate_up = project_gated(gate, up) if self.gated else project(gate, up)
         self.inner = layer.features("gate_proj")
+
+    def release(self, layer: DecoderLayer, released: ReleasedWeights) -> None:
+        """Let go of the model's own weights of this layer."""
+        lay_end_to_end(self.projections)
+        names = (QKV, ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+        for projection, own in zip(self.projections, names, strict=True):
+            release_weights(projection, [layer.linears[name] for name in own], released)
 
     @staticmethod
     def _additions(layer: DecoderLayer, *names: str) -> LoopAdditions | None:

@@ -70,6 +70,8 @@ class Engine:
             measures them when drafts are asked for.
         kv_dtype: of keys and values; None for the model's.
         patch: patch a model that gains by it, until ``close``.
+        release_weights: the packed weights take the place of the model's own until ``close``, which
+            halves their memory; the model is of no other use meanwhile.
         eos_token_ids: tokens that end a request; None for the model's.
 
     Raises:
@@ -96,6 +98,7 @@ class Engine:
         costs: Sequence[float] | None = None,
         kv_dtype: torch.dtype | None = None,
         patch: bool = True,
+        release_weights: bool = False,
         eos_token_ids: Iterable[int] | None = None,
     ) -> None:
         setup = Setup(
@@ -112,6 +115,7 @@ class Engine:
             costs=costs,
             kv_dtype=kv_dtype,
             patch=patch,
+            release_weights=release_weights,
             eos_token_ids=eos_token_ids,
         )
         if isinstance(max_queue, bool) or not isinstance(max_queue, int) or max_queue < 0:

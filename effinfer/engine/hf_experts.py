@@ -145,15 +145,10 @@ def _take_over(
     activation = _activation(module)
     assert activation is not None
     own = PackedExperts(packed[id(up)], packed[id(down)], activation, module.has_gate)
-    released.release(up, own.unpack_up)
-    released.release(down, own.unpack_down)
+    released.release(module, names[0], own.unpack_up)
+    released.release(module, names[1], own.unpack_down)
     module.__dict__["_effinfer_experts"] = own
     undo.callback(module.__dict__.pop, "_effinfer_experts")
-
-    def write(_: nn.Module, state: dict[str, Any], prefix: str, *_metadata: Any) -> None:
-        state[prefix + names[0]], state[prefix + names[1]] = own.unpack_up(), own.unpack_down()
-
-    undo.callback(module.register_state_dict_post_hook(write).remove)
     stock, module.config = module.config, copy.copy(module.config)
     undo.callback(setattr, module, "config", stock)
     module.config._experts_implementation = IMPLEMENTATION

@@ -23,6 +23,7 @@ from effinfer.engine.hf_cache import ShapeRecorder, SlotCache, attention, state_
 from effinfer.engine.hf_experts import take_over_experts
 from effinfer.engine.hf_rowwise import take_over_products
 from effinfer.engine.kv import KVPages, StatePool
+from effinfer.engine.released import release_patched_linears
 from effinfer.engine.runner import BLOCK_SIZE, Room, RunnerSpec
 from effinfer.errors import UnsupportedModelError
 from effinfer.patch import Patched, unpatch
@@ -39,7 +40,12 @@ class HFRunner:
     """A ``Runner`` on a Hugging Face causal LM."""
 
     def __init__(
-        self, model: Any, *, kv_dtype: torch.dtype | None = None, patch: bool = True
+        self,
+        model: Any,
+        *,
+        kv_dtype: torch.dtype | None = None,
+        patch: bool = True,
+        release: bool = False,
     ) -> None:
         reasons = list(_reasons(model))
         if reasons:
@@ -47,6 +53,7 @@ class HFRunner:
         self._model = model
         self._configs: list[tuple[Any, Any]] = []
         self._undo = ExitStack()
+        self._release = release
         names = inspect.signature(type(model).forward).parameters
         self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         self._options = {name for name in ("position_ids", "logits_to_keep") if name in names}
@@ -124,6 +131,8 @@ class HFRunner:
         with torch.inference_mode(False), torch.no_grad():
             take_over_experts(self._model, self._undo)
             take_over_products(self._model, self._undo)
+            if self._release:
+                release_patched_linears(self._model, self._undo)
 
     def _compare(self, tokens: list[int], whole: torch.Tensor, dtype: torch.dtype) -> None:
         """Run ``tokens`` in pieces, two sequences at a time, against the logits of one forward."""

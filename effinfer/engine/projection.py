@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
+from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
+from effinfer.engine.released import ReleasedWeights
 from effinfer.nn.linear import PackedLinear
 from effinfer.nn.lowbit import LowBitLinear
-from effinfer.ops.linear import pack_linear
+from effinfer.ops.linear import pack_linear, unpack_linear
 from effinfer.ops.lowbit_linear import PackedLowBit, pack_lowbit, unpack_lowbit
 from effinfer.ops.lowbit_weight import LowBitWeight
 from effinfer.patch.linear import LinearWithPacked, end_to_end
@@ -56,6 +59,12 @@ class FloatProjection:
         residual: torch.Tensor | None = None,
     ) -> None:
         native.linear(x, self.packed, self.out_features, self.bias, self.epilogue, residual, out)
+
+    def weights(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of the weights as they were, a gate's before those it gates."""
+        gated = self.epilogue.endswith("_mul")
+        plain = unpack_linear(self.packed, self.out_features, gated=gated)
+        return torch.cat(plain)[start:stop].clone()
 
 
 class LowBitProjection:
@@ -109,6 +118,7 @@ class GateTimesUp:
 
     def __init__(self, gate: Projection, up: Projection) -> None:
         self.gate, self.up, self.out_features = gate, up, up.out_features
+        self.parts = (gate, up)
 
     def __call__(
         self,
@@ -129,6 +139,20 @@ def lay_end_to_end(projections: Iterable[Projection]) -> None:
     floats = [p for p in projections if isinstance(p, FloatProjection)]
     for projection, place in zip(floats, end_to_end([p.packed for p in floats]), strict=True):
         projection.packed = place
+
+
+def release_weights(
+    projection: Projection, linears: Sequence[Any], released: ReleasedWeights
+) -> None:
+    """Let go of the float weights of the linears that ``projection`` was made of."""
+    if isinstance(projection, FloatProjection):
+        ends = list(accumulate(linear.out_features for linear in linears))
+        for linear, start, stop in zip(linears, [0, *ends], ends, strict=False):
+            if linear._parameters.get("weight") is not None:
+                released.release(linear, "weight", partial(projection.weights, start, stop))
+    elif isinstance(projection, (SideBySide, GateTimesUp)):
+        for part, linear in zip(projection.parts, linears, strict=True):
+            release_weights(part, [linear], released)
 
 
 def linear_reasons(linear: nn.Module) -> list[str]:

@@ -102,7 +102,11 @@ class Runner(Protocol):
 
 
 def make_runner(
-    model: nn.Module, *, kv_dtype: torch.dtype | None = None, patch: bool = True
+    model: nn.Module,
+    *,
+    kv_dtype: torch.dtype | None = None,
+    patch: bool = True,
+    release_weights: bool = False,
 ) -> Runner:
     """The fastest runner that can run ``model``.
 
@@ -115,6 +119,8 @@ def make_runner(
         kv_dtype: of cached keys and values; None for the model's.
         patch: patch a model that runs through its own modules and is not patched yet, and restore it
             in ``close()``. State space models need it.
+        release_weights: packed weights take the place of the model's own until ``close()``, as those of
+            experts always do: the model is then of no other use meanwhile.
 
     Raises:
         UnsupportedModelError: neither can; the message names each reason.
@@ -125,5 +131,5 @@ def make_runner(
 
     described = describe(model)
     if isinstance(described, DecoderModel):
-        return DecoderRunner(described, kv_dtype=kv_dtype)
-    return HFRunner(model, kv_dtype=kv_dtype, patch=patch)
+        return DecoderRunner(described, kv_dtype=kv_dtype, release=release_weights)
+    return HFRunner(model, kv_dtype=kv_dtype, patch=patch, release=release_weights)

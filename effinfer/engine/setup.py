@@ -36,6 +36,7 @@ class Setup:
     costs: Sequence[float] | None
     kv_dtype: torch.dtype | None
     patch: bool
+    release_weights: bool
     eos_token_ids: Iterable[int] | None
 
     def __post_init__(self) -> None:
@@ -96,7 +97,12 @@ def prepare(model: Any, setup: Setup) -> Parts:
     if hasattr(model, "launch") and hasattr(model, "spec"):
         runner: Runner = model
     else:
-        runner = make_runner(model, kv_dtype=setup.kv_dtype, patch=setup.patch)
+        runner = make_runner(
+            model,
+            kv_dtype=setup.kv_dtype,
+            patch=setup.patch,
+            release_weights=setup.release_weights,
+        )
     try:
         return _prepare(model, runner, setup)
     except BaseException:

@@ -49,6 +49,7 @@ class ServedModel:
                 max_slots=self.max_slots,
                 max_queue=self.max_queue,
                 memory_bytes=self.memory_bytes,
+                release_weights=True,  # nobody else uses this model
             )
 
         return create_app(make_engine, tokenizer, settings)
