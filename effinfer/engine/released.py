@@ -29,7 +29,7 @@ class ReleasedWeights:
         self._kept = kept
         self._undo = ExitStack()
 
-    def release(self, module: nn.Module, name: str, unpack: Callable[[], torch.Tensor]) -> None:
+    def release(self, module: Any, name: str, unpack: Callable[[], torch.Tensor]) -> None:
         """Let go of a parameter's memory; ``unpack()`` must give its numbers, to the bit. Modules
         that share the parameter release it one by one."""
         parameter = module._parameters[name]

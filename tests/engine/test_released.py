@@ -72,7 +72,9 @@ def packed_tensors(model, runner):
         yield from () if own is None else (own.up, own.down)
 
 
-@pytest.mark.parametrize("name", ["llama_biased", "llama_bfloat16", "recursive", "mixtral", "mamba2"])
+@pytest.mark.parametrize(
+    "name", ["llama_biased", "llama_bfloat16", "recursive", "mixtral", "mamba2"]
+)
 def test_the_weights_are_there_once(name):
     """But for outputs that are padded to 16: a head of 97, a projection of 328."""
     model = MODELS[name]()
