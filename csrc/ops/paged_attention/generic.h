@@ -8,7 +8,8 @@
 namespace effinfer {
 namespace {
 
-// With so few queries, values are read where they lie: a copy would be used too seldom.
+// With so few queries, values and 16-bit keys are read where they lie: a copy would be used too
+// seldom.
 constexpr int64_t kFewQueries = 2 * kTileHeight;
 
 // Queries that meet a block together: `count` of each of `heads` kv heads. In the scratch they lie
@@ -32,8 +33,9 @@ struct Walk {
   const int64_t value_panels = (a.v_dim + kPanel - 1) / kPanel;
   const float cap = a.softcap > 0.f ? a.softcap* kLog2E : 0.f;
   // Whether keys and values are read where they lie, and what type is read then.
-  const bool keys_in_place = pages.columns;
-  const bool values_in_place = queries <= kFewQueries && a.v_dim % kPanel == 0;
+  const bool few = queries <= kFewQueries;
+  const bool keys_in_place = pages.columns && (few || a.k_type == DType::f32);
+  const bool values_in_place = few && a.v_dim % kPanel == 0;
   const DType key_type = keys_in_place ? a.k_type : DType::f32;
   const DType value_type = values_in_place ? a.v_type : DType::f32;
 
@@ -171,11 +173,15 @@ struct Walk {
   // where keys and values are in place, and all their queries fit a strip.
   void attend_heads(const BlockPlaces& here, int64_t head, int64_t heads, int64_t start,
                     KeyRange block) const {
-    const BlockPlaces& packed = reinterpret_cast<BlockPlaces*>(scratch + at.places)[2];
+    const BlockPlaces& packed = reinterpret_cast<BlockPlaces*>(scratch + at.places)[1];
     const int64_t kv_head = t.kv_head + head;
     if (!keys_in_place)
       with_type(a.k_type, [&](auto k) {
-        pack_keys<decltype(k)>(here, kv_head * pages.key_head, block, a.k_dim, scratch + at.keys);
+        const int64_t at_head = kv_head * pages.key_head;
+        if (pages.columns)
+          widen_keys<decltype(k)>(here, at_head, block, a.k_dim, a.k_stride.dim, scratch + at.keys);
+        else
+          pack_keys<decltype(k)>(here, at_head, block, a.k_dim, scratch + at.keys);
       });
     if (!values_in_place)
       with_type(a.v_type, [&](auto v) {
@@ -232,7 +238,7 @@ struct Walk {
     }
     BlockPlaces* const places = reinterpret_cast<BlockPlaces*>(scratch + at.places);
     const bool in_place = keys_in_place && values_in_place;
-    if (!in_place) place_packed(places[2]);
+    if (!in_place) place_packed(places[1]);
     const int64_t fit = kStrip / queries, together = in_place && fit > 1 ? fit : 1;
     for (int64_t start = low / kAttentionBlock * kAttentionBlock; start < high;
          start += kAttentionBlock) {

@@ -88,6 +88,19 @@ __attribute__((noinline)) void pack_keys(const BlockPlaces& places, int64_t head
   }
 }
 
+// The same from keys in columns, whose dimensions are `dim_stride` elements apart.
+template <class T>
+__attribute__((noinline)) void widen_keys(const BlockPlaces& places, int64_t head, KeyRange range,
+                                          int64_t dim, int64_t dim_stride, float* to) {
+  for (int64_t p = range.begin / kPanel; p * kPanel < range.end; ++p) {
+    const T* const from = reinterpret_cast<const T*>(places.panel[p] + head);
+    float* const columns = to + p * dim * kPanel;
+    for (int64_t d = 0; d < dim; ++d) EFFINFER_UNROLL
+    for (int64_t v = 0; v < kPanel; v += kLanes)
+      store(columns + d * kPanel + v, load(from + d * dim_stride + v));
+  }
+}
+
 // Their values as [panel of dimensions][key][kPanel], zeros past `dim`.
 template <class T>
 __attribute__((noinline)) void pack_values(const BlockPlaces& places, int64_t head, KeyRange range,

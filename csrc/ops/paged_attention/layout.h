@@ -59,7 +59,7 @@ struct AttentionScratch {
   int64_t weights;  // [kStrip][kAttentionBlock]: scores, then weights
   int64_t keys;     // [panel of keys][k_dim][kPanel]
   int64_t values;   // [panel of v_dim][key][kPanel]
-  int64_t places;   // three BlockPlaces: of two blocks in their pages, and of what is packed here
+  int64_t places;   // two BlockPlaces: of a block in its pages, and of what is packed here
   int64_t total_floats;
 
   explicit AttentionScratch(const PagedAttention& a) {
@@ -80,7 +80,7 @@ struct AttentionScratch {
     weights = take(kStrip * kAttentionBlock);
     keys = take(kAttentionBlock * a.k_dim);
     values = take(kAttentionBlock * v_stride);
-    places = take(3 * static_cast<int64_t>(sizeof(BlockPlaces) / sizeof(float)));
+    places = take(2 * static_cast<int64_t>(sizeof(BlockPlaces) / sizeof(float)));
     total_floats = at;
   }
 };
