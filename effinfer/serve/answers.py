@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from effinfer.engine import Handle, TokenLogprobs
 from effinfer.serve.errors import ApiError
+from effinfer.serve.words import Characters, printed, token_bytes
 
 
 def usage(handles: Sequence[Handle], prompts: int) -> dict[str, int]:
@@ -32,7 +32,8 @@ class Choice:
     def __init__(self, index: int, handle: Handle) -> None:
         self.index = index
         self.handle = handle
-        self.offset = 0  # characters of the words that have been told
+        self.characters = Characters()  # of the tokens that have been told
+        self.offset = 0  # how many
         self._told = 0
 
     def new_logprobs(self) -> list[tuple[int, TokenLogprobs]] | None:
@@ -121,8 +122,8 @@ class Answers:
             "choices": choices,
         }
 
-    def _word(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
+    def _word(self, token: int) -> bytes:
+        return token_bytes(self._tokenizer, token)
 
     def _first(self, choice: Choice) -> list[Any]:
         """What a choice's stream begins with."""
@@ -161,13 +162,15 @@ class CompletionAnswers(Answers):
         if found is None:
             return None
         words = [self._word(token) for token, _ in found]
-        ends = list(itertools.accumulate(map(len, words), initial=choice.offset))
-        choice.offset = ends[-1]
+        offsets = [choice.offset, *map(choice.characters.after, words)]
+        choice.offset = offsets.pop()
         return {
-            "tokens": words,
+            "tokens": [printed(word) for word in words],
             "token_logprobs": [_finite(p.logprob) for _, p in found],
-            "top_logprobs": [{self._word(t): _finite(q) for t, q in p.top} for _, p in found],
-            "text_offset": ends[:-1],
+            "top_logprobs": [
+                {printed(self._word(t)): _finite(q) for t, q in p.top} for _, p in found
+            ],
+            "text_offset": offsets,
         }
 
 
@@ -207,7 +210,8 @@ class ChatAnswers(Answers):
     def _token(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> Any:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             word = self._word(token)
-            return {"token": word, "logprob": _finite(logprob), "bytes": list(word.encode())}
+            text = word.decode(errors="replace")
+            return {"token": text, "logprob": _finite(logprob), "bytes": list(word)}
 
         return {**entry(token, logprob), "top_logprobs": [entry(*one) for one in top]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ def create_app(
     """
     supervisor = Supervisor(make_engine, settings)
     metrics = Metrics(supervisor)
+    created = int(time.time())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -152,13 +154,13 @@ def create_app(
 
     @app.get("/v1/models", dependencies=guarded)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model_card(settings)]}
+        return {"object": "list", "data": [_model_card(settings, created)]}
 
     @app.get("/v1/models/{name}", dependencies=guarded)
     async def model(name: str) -> dict[str, Any]:
         if name != settings.model_name:
             raise ApiError(404, f"model: {name!r} is not here", "model", "model_not_found")
-        return _model_card(settings)
+        return _model_card(settings, created)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -187,5 +189,10 @@ def create_app(
     return app
 
 
-def _model_card(settings: ServeSettings) -> dict[str, Any]:
-    return {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "effinfer"}
+def _model_card(settings: ServeSettings, created: int) -> dict[str, Any]:
+    return {
+        "id": settings.model_name,
+        "object": "model",
+        "created": created,
+        "owned_by": "effinfer",
+    }

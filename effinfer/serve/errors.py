@@ -97,5 +97,6 @@ def install_handlers(app: FastAPI) -> None:
         return _first_problem(error).response()
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return ApiError(error.status_code, str(error.detail)).response()
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        what = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
+        return ApiError(error.status_code, f"{what}{error.detail}").response()

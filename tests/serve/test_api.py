@@ -281,7 +281,9 @@ def test_poisoned_request_fails_alone(server, pool):
 
 
 def test_unknown_paths_and_methods(server):
-    assert server.client.get("/v1/nothing").status_code == 404
+    nothing = server.client.post("/v1/nothing", json={})
+    assert nothing.status_code == 404
+    assert nothing.json()["error"]["message"] == "POST /v1/nothing: Not Found"
     assert server.client.get("/v1/completions").status_code == 405
     assert server.client.get("/v1/models/toy").json()["id"] == "toy"
     assert server.client.get("/v1/models/other").status_code == 404
