@@ -359,7 +359,7 @@ def test_what_never_fits_is_refused_at_once():
 
 
 BAD_SUBMISSIONS = [
-    ({"ids": []}, ValueError, "ids must be a list of tokens"),
+    ({"ids": []}, ValueError, "ids must hold one token or more"),
     ({"ids": [[1, 2], [3, 4]]}, ValueError, "ids must be a list of tokens"),
     ({"ids": [0.5]}, TypeError, "ids must be integers"),
     ({"ids": [VOCAB]}, ValueError, f"ids must be in 0 .. {VOCAB - 1}, got {VOCAB} .. {VOCAB}"),
