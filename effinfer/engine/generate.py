@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,11 +15,15 @@ from effinfer.errors import EffinferError
 
 # Arguments that say nothing the engine does not know by itself.
 _IMPLIED = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
-_UNSUPPORTED_OUTPUTS = (
+# Fields of a generation configuration that ask for something else than the engine does.
+_UNSUPPORTED = (
     "output_scores",
     "output_logits",
     "output_attentions",
     "output_hidden_states",
+    "penalty_alpha",
+    "dola_layers",
+    "assistant_early_exit",
 )
 _CACHES = ("past_key_values", "cache_params")
 
@@ -37,14 +42,14 @@ def generate(
 
     Greedy tokens are transformers' own. Sampled ones follow the same distribution, from seeds that
     ``torch.manual_seed`` determines. Rows may differ in length (left padding, ``attention_mask``);
-    a penalty does not count the padding. transformers hands a ``streamer`` to no custom function:
-    use ``Engine.submit``.
+    a penalty does not count the padding. A ``streamer`` gets the tokens of a batch of one as they
+    come.
 
     Args:
         model, input_ids, logits_processor, stopping_criteria, generation_config: from transformers.
         engine: one that runs ``model`` already; None makes one for this call.
         max_ngram: tokens to draft from the sequence itself, as transformers' own
-            ``prompt_lookup_num_tokens``, but for every architecture and batch.
+            ``prompt_lookup_num_tokens``, which counts as this; but for every architecture and batch.
 
     Returns:
         ``(batch, length)`` int64, padded on the right, or a ``GenerateDecoderOnlyOutput`` of them.
@@ -53,8 +58,12 @@ def generate(
         ValueError: an option that has no counterpart here; the message names it.
         EffinferError: a request failed.
     """
-    _refuse_unsupported(generation_config, model_kwargs)
+    streamer, assistant = _not_handed_on()
+    _refuse_unsupported(generation_config, {**model_kwargs, "assistant_model": assistant})
+    if streamer is not None and len(input_ids) > 1:
+        raise ValueError("effinfer.generate: a streamer is for a batch of one")
     prompts = _prompts(input_ids, model_kwargs.get("attention_mask"))
+    _check_positions(model_kwargs.get("position_ids"), prompts)
     wanted = _Wanted(input_ids.shape[1], sample=bool(generation_config.do_sample))
     for processor in logits_processor:
         wanted.read(processor, _PROCESSORS)
@@ -67,7 +76,7 @@ def generate(
     seeds = torch.randint(2**62, (len(prompts),)).tolist()
     params = [wanted.params(seed) for seed in seeds]
     if engine is not None:
-        outputs = _run(engine, prompts, params, wanted.max_time)
+        outputs = _run(engine, prompts, params, wanted.max_time, streamer)
     else:
         positions = max(len(prompt) for prompt in prompts) + wanted.max_tokens
         with Engine(
@@ -75,10 +84,10 @@ def generate(
             max_slots=len(prompts),
             token_budget=min(max(256, len(prompts)), len(prompts) * positions),
             max_positions=positions,
-            max_ngram=max_ngram,
+            max_ngram=max_ngram or generation_config.prompt_lookup_num_tokens or 0,
             prefix_cache=False,
         ) as made:
-            outputs = _run(made, prompts, params, wanted.max_time)
+            outputs = _run(made, prompts, params, wanted.max_time, streamer)
     sequences = _padded(input_ids, outputs, generation_config)
     if not generation_config.return_dict_in_generate:
         return sequences
@@ -155,10 +164,25 @@ _CRITERIA: dict[str, Callable[[_Wanted, Any], None]] = {
 }
 
 
+def _not_handed_on() -> tuple[Any, Any]:
+    """The streamer and the assistant_model of the call of transformers' generate, which hands them to
+    no custom function: whoever reads from a streamer would wait for ever."""
+    from transformers import GenerationMixin
+
+    code = inspect.unwrap(GenerationMixin.generate).__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    given = {} if frame is None else frame.f_locals
+    return given.get("streamer"), given.get("assistant_model")
+
+
 def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any]) -> None:
-    wrong = [name for name in _UNSUPPORTED_OUTPUTS if getattr(config, name, None)]
+    wrong = [name for name in _UNSUPPORTED if getattr(config, name, None)]
     if (config.num_beams or 1) > 1:
         wrong.append("num_beams")
+    if config.cache_implementation == "quantized":
+        wrong.append("cache_implementation 'quantized' (Engine has kv_dtype)")
     for name in _CACHES:
         if _holds_tokens(model_kwargs.get(name)):
             wrong.append(f"{name} with tokens in it")
@@ -168,7 +192,8 @@ def _refuse_unsupported(config: Any, model_kwargs: dict[str, Any]) -> None:
         if name not in _IMPLIED and name not in _CACHES and value is not None
     ]
     if wrong:
-        raise ValueError(f"effinfer.generate: not supported: {', '.join(wrong)}")
+        names = ", ".join(dict.fromkeys(wrong))
+        raise ValueError(f"effinfer.generate: not supported: {names}")
 
 
 def _holds_tokens(cache: Any) -> bool:
@@ -191,16 +216,33 @@ def _prompts(input_ids: torch.Tensor, mask: torch.Tensor | None) -> list[list[in
     return [row[one].tolist() for row, one in zip(input_ids, kept, strict=True)]
 
 
+def _check_positions(position_ids: torch.Tensor | None, prompts: list[list[int]]) -> None:
+    """ValueError when a prompt's tokens are not to be at 0, 1, 2 and so on."""
+    if position_ids is None:
+        return
+    rows = position_ids.expand(len(prompts), -1).tolist()
+    if any(
+        row[-len(prompt) :] != list(range(len(prompt)))
+        for row, prompt in zip(rows, prompts, strict=True)
+    ):
+        raise ValueError("effinfer.generate: position_ids must count each prompt's tokens from 0")
+
+
 def _run(
     engine: Engine,
     prompts: list[list[int]],
     params: list[SamplingParams],
     max_time: float | None,
+    streamer: Any,
 ) -> list[Output]:
     handles = [
         engine.submit(prompt, one, deadline=max_time)
         for prompt, one in zip(prompts, params, strict=True)
     ]
+    if streamer is not None:
+        for token in handles[0]:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
     outputs = [handle.result() for handle in handles]
     for output in outputs:
         if output.finish_reason == "error":

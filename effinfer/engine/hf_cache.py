@@ -8,7 +8,7 @@ mixers bring their input to ``mix``. Both find each row's own sequence here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from effinfer.engine.batch import FIRST, ROWS, STATE_OUT, Batch
+from effinfer.engine.hf_states import MixerWatch, StockMixer, run_segments
 from effinfer.engine.kv import KVPages, StatePool
 from effinfer.errors import UnsupportedModelError
 from effinfer.nn import Mamba1Mixer
@@ -91,10 +92,12 @@ class LaunchCache(Cache):  # type: ignore[misc]
         """0: how far a sequence is differs from row to row, and positions are given."""
         return 0
 
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """False: what is flushed comes back from another slot."""
+        return False
+
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise UnsupportedModelError(
-            "a layer keeps a convolution or recurrent state, and its mixer is not patched"
-        )
+        raise UnsupportedModelError("a layer keeps a state that no slot is for")
 
     get_conv_state = update_conv_state = _refuse
     get_recurrent_state = update_recurrent_state = update_indexer = _refuse
@@ -112,14 +115,19 @@ def attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function a runner puts into a model's configuration."""
-    cache: LaunchCache | None = _thread.__dict__.get("cache")
-    if cache is None:
-        raise RuntimeError("this model belongs to an engine's runner until that is closed")
     given = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
     if given:
         raise UnsupportedModelError(f"its attention takes {', '.join(given)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return cache.attend(query, key, value, scale, sliding_window, softcap or 0.0), None
+    return current().attend(query, key, value, scale, sliding_window, softcap or 0.0), None
+
+
+def current() -> LaunchCache:
+    """The cache of the launch that runs in this thread."""
+    cache: LaunchCache | None = _thread.__dict__.get("cache")
+    if cache is None:
+        raise RuntimeError("this model belongs to an engine's runner until that is closed")
+    return cache
 
 
 class ShapeRecorder(LaunchCache):
@@ -130,10 +138,12 @@ class ShapeRecorder(LaunchCache):
             dimension of keys or values, whichever is larger.
         windows: the sliding window that each of these asked for; the longest of those who share them.
         mixers: the patched mixers, by the model's number.
+        watch: finds the mixers that are not patched, and runs them.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.watch = MixerWatch()
         self.heads: dict[int, tuple[int, int]] = {}
         self.windows: dict[int, int | None] = {}
         self.mixers: dict[int, Any] = {}
@@ -155,6 +165,28 @@ class ShapeRecorder(LaunchCache):
         elif self.windows[layer] is not None:  # as far as any that attends to these keys sees
             self.windows[layer] = None if window is None else max(window, self.windows[layer] or 0)
         return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """Of a mixer that is not patched; this and the next three as ``Cache``'s."""
+        return self.watch.states_of(layer_idx).get_conv_state(layer_idx, state_idx)
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """As ``get_conv_state``."""
+        return self.watch.states_of(layer_idx).get_recurrent_state(layer_idx, state_idx)
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **options: Any
+    ) -> torch.Tensor:
+        """As ``get_conv_state``."""
+        states = self.watch.states_of(layer_idx)
+        return states.update_conv_state(conv_states, layer_idx, state_idx, **options)
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **options: Any
+    ) -> torch.Tensor:
+        """As ``get_conv_state``."""
+        states = self.watch.states_of(layer_idx)
+        return states.update_recurrent_state(recurrent_states, layer_idx, state_idx, **options)
 
     def check(self) -> None:
         """Raises UnsupportedModelError when a layer kept its keys, and attended in some other way."""
@@ -214,6 +246,7 @@ class SlotCache(LaunchCache):
         pool: the mixers' states, two of each.
         attention_layers, mixer_layers: the model's numbers of these, in the order of ``pages`` and
             ``pool``.
+        stock: the mixers that are not patched; their states follow in ``pool``.
     """
 
     def __init__(
@@ -222,19 +255,24 @@ class SlotCache(LaunchCache):
         pool: StatePool,
         attention_layers: Sequence[int],
         mixer_layers: Sequence[int],
+        stock: Sequence[StockMixer] = (),
     ) -> None:
         super().__init__()
         self._pages = {
             layer: (keys, values)
             for layer, keys, values in zip(attention_layers, pages.keys, pages.values, strict=True)
         }
-        pairs = zip(pool.states[::2], pool.states[1::2], strict=True)
+        patched = pool.states[: 2 * len(mixer_layers)]
+        pairs = zip(patched[::2], patched[1::2], strict=True)
         self._states = dict(zip(mixer_layers, pairs, strict=True))
+        rest = iter(pool.states[len(patched) :])
+        self._stock = {m.layer: [next(rest) for _ in m.states()] for m in stock}
 
     def begin(self, batch: Batch) -> None:
         """Serve the rows of ``batch`` from now on."""
         self._batch = batch
-        self._groups = _groups(batch.segments, batch.rows) if self._states else []
+        stateful = self._states or self._stock
+        self._groups = _groups(batch.segments, batch.rows) if stateful else []
 
     def attend(
         self,
@@ -289,6 +327,17 @@ class SlotCache(LaunchCache):
             output = self._run(group, mixer, part, direct, norm)
             mixed[0].index_copy_(0, group.rows, output.flatten(0, 1))
         return mixed
+
+    def run_stock(
+        self,
+        mixer: StockMixer,
+        stock: Callable[..., Any],
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        """The forward of a mixer that is not patched, segments of one length together."""
+        pools = self._stock[mixer.layer]
+        return run_segments(mixer, stock, args, options, self._groups, pools)
 
     def _run(
         self, group: _Group, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from effinfer.engine.batch import STATE_IN, STATE_OUT, Batch, Span
-from effinfer.engine.hf_cache import ShapeRecorder, SlotCache, attention, state_shapes
+from effinfer.engine.hf_cache import ShapeRecorder, SlotCache, attention, current, state_shapes
 from effinfer.engine.hf_experts import take_over_experts
 from effinfer.engine.hf_rowwise import take_over_products
+from effinfer.engine.hf_states import take_over_mixers
 from effinfer.engine.kv import KVPages, StatePool
 from effinfer.engine.released import release_patched_linears
 from effinfer.engine.runner import BLOCK_SIZE, Room, RunnerSpec
@@ -79,7 +80,7 @@ class HFRunner:
         whole = self._forward(tokens, None, None)
         self._take_over()
         recorder = ShapeRecorder()
-        with recorder:
+        with recorder, recorder.watch.watch(model):
             self._forward(tokens, torch.arange(tokens.shape[1])[None], recorder)
             recorder.check()
         self._attention_layers = sorted(recorder.heads)
@@ -87,6 +88,9 @@ class HFRunner:
         self._mixer_layers = sorted(recorder.mixers)
         shapes = [state_shapes(recorder.mixers[layer]) for layer in self._mixer_layers]
         self._shapes = [shape for pair in shapes for shape in pair]
+        self._stock = list(recorder.watch.mixers.values())
+        self._shapes += [shape for mixer in self._stock for shape in mixer.shapes()]
+        take_over_mixers(self._stock, current, self._undo)
         dtype = next(model.parameters()).dtype
         self._kv_dtype = dtype if kv_dtype is None else kv_dtype
         windows = [recorder.windows.get(layer) for layer in self._attention_layers]
@@ -173,7 +177,9 @@ class HFRunner:
                 self._heads, planes=1, blocks=blocks, block_size=BLOCK_SIZE, dtype=self._kv_dtype
             )
             self._pool = StatePool(self._shapes, states if self._shapes else 0)
-        self._cache = SlotCache(self._pages, self._pool, self._attention_layers, self._mixer_layers)
+        self._cache = SlotCache(
+            self._pages, self._pool, self._attention_layers, self._mixer_layers, self._stock
+        )
 
     def launch(self, batch: Batch) -> torch.Tensor | None:
         """As ``Runner.launch``."""

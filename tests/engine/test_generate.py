@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 from transformers.generation import LogitsProcessor, StoppingCriteria
 
 import effinfer
@@ -124,6 +126,9 @@ def test_prompt_lookup_changes_no_token(attention_model):
         ids, max_new_tokens=16, custom_generate=effinfer.generate, max_ngram=3
     )
     assert got.tolist() == want.tolist()
+    one = {"max_new_tokens": 16, "prompt_lookup_num_tokens": 3}
+    got, want = both(attention_model, ids[:1], **one)
+    assert got.tolist() == want.tolist()
 
 
 class Odd(LogitsProcessor):
@@ -136,12 +141,50 @@ class Never(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
+def test_a_streamer_gets_the_tokens_as_they_come_and_an_end(attention_model):
+    class Streamer:
+        tokens: ClassVar[list[int]] = []
+        ended = 0
+
+        def put(self, value):
+            self.tokens += value.flatten().tolist()
+
+        def end(self):
+            self.ended += 1
+
+    streamer = Streamer()
+    options = {"max_new_tokens": 5, "custom_generate": effinfer.generate, "streamer": streamer}
+    got = attention_model.generate(tokens(1, 4), **options)
+    assert streamer.tokens == got[0].tolist()
+    assert streamer.ended == 1
+    with pytest.raises(ValueError, match="a streamer is for a batch of one"):
+        attention_model.generate(tokens(2, 4), **options)
+
+
+def test_a_quantized_cache_is_named(attention_model):  # which transformers alone may not have
+    config = GenerationConfig(max_new_tokens=2, cache_implementation="quantized")
+    with pytest.raises(ValueError, match="not supported: cache_implementation 'quantized'"):
+        effinfer.generate(attention_model, tokens(1, 4), generation_config=config)
+
+
+def test_an_assistant_and_other_positions_are_named(attention_model):
+    options = {"max_new_tokens": 2, "custom_generate": effinfer.generate}
+    with pytest.raises(ValueError, match="not supported: assistant_model"):
+        attention_model.generate(tokens(1, 4), assistant_model=attention_model, **options)
+    with pytest.raises(ValueError, match="position_ids must count each prompt's tokens from 0"):
+        attention_model.generate(tokens(1, 4), position_ids=torch.tensor([[0, 1, 5, 6]]), **options)
+
+
 UNSUPPORTED = [
     ({"logits_processor": [Odd()]}, "Odd has no counterpart"),
     ({"stopping_criteria": [Never()]}, "Never has no counterpart"),
     ({"no_repeat_ngram_size": 2}, "NoRepeatNGramLogitsProcessor has no counterpart"),
     ({"num_beams": 2}, "not supported: num_beams"),
-    ({"return_dict_in_generate": True, "output_scores": True}, "not supported: output_scores"),
+    ({"return_dict_in_generate": True, "output_scores": True}, "not supported: output_scores$"),
+    ({"return_dict_in_generate": True, "output_logits": True}, "not supported: output_logits$"),
+    ({"penalty_alpha": 0.6, "top_k": 4}, "not supported: penalty_alpha"),
+    ({"dola_layers": "low"}, "not supported: dola_layers"),
+    ({"assistant_early_exit": 1}, "not supported: assistant_early_exit"),
 ]
 
 
