@@ -92,8 +92,16 @@ def refused(model, **options):
     return str(error.value)
 
 
-def test_stock_mixers_are_refused():
-    assert "its mixer is not patched" in refused(tiny_model("mamba2"), patch=False)
+@pytest.mark.parametrize("name", ["mamba2", "bamba"])
+def test_stock_mixers_run_through_their_own_code(name):
+    model, sequences = tiny_model(name), prompts(*LENGTHS)
+    forwards = [m.__dict__.get("forward") for m in model.modules()]
+    runner = make_runner(model, patch=False)
+    whole = [driver_logits[0] for driver_logits in Driver(runner, sequences).run()]
+    runner.close()
+    assert [m.__dict__.get("forward") for m in model.modules()] == forwards
+    for got, tokens in zip(whole, sequences, strict=True):
+        assert_close(got, serial(model, tokens).double(), 1e-4)
 
 
 def test_rotations_that_depend_on_other_rows_are_refused():
