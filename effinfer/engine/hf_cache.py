@@ -99,8 +99,7 @@ class LaunchCache(Cache):  # type: ignore[misc]
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise UnsupportedModelError("a layer keeps a state that no slot is for")
 
-    get_conv_state = update_conv_state = _refuse
-    get_recurrent_state = update_recurrent_state = update_indexer = _refuse
+    update_indexer = _refuse
 
 
 def attention(
@@ -267,6 +266,9 @@ class SlotCache(LaunchCache):
         self._states = dict(zip(mixer_layers, pairs, strict=True))
         rest = iter(pool.states[len(patched) :])
         self._stock = {m.layer: [next(rest) for _ in m.states()] for m in stock}
+
+    get_conv_state = update_conv_state = LaunchCache._refuse  # all were seen, and taken over
+    get_recurrent_state = update_recurrent_state = LaunchCache._refuse
 
     def begin(self, batch: Batch) -> None:
         """Serve the rows of ``batch`` from now on."""
