@@ -11,6 +11,7 @@ import torch
 
 from effinfer.engine import sampling
 from effinfer.engine.batch import Batch
+from effinfer.engine.greedy_exits import GreedyExits
 from effinfer.engine.handle import Handle
 from effinfer.engine.policies import ExitPolicy, ExitRows
 from effinfer.engine.sampling import RowParams, TokenLogprobs
@@ -75,6 +76,11 @@ class Chooser:
         scheduler = self._scheduler = parts.scheduler
         self._runner = parts.runner
         self._policy = parts.policy
+        self._natively = (
+            GreedyExits(parts.policy)
+            if parts.policy is not None and GreedyExits.judges(parts.policy)
+            else None
+        )
         self._batch = batch
         self._live = live
         self._fail = fail
@@ -99,6 +105,10 @@ class Chooser:
         early, self._early = self._early, None
         if early is None:
             assert logits is not None
+            if self._natively is not None and plain and not self.thresholds:
+                chosen = self._natively(logits) if self._scheduler.n_early > 0 else None
+                if chosen is not None:
+                    return chosen
             tokens = top = sampling.greedy(logits)
             exits = kept = None
             if self._policy is not None and self._scheduler.n_early > 0:

@@ -10,6 +10,7 @@ import torch
 
 from effinfer.engine import sampling
 from effinfer.engine.batch import Batch, Span
+from effinfer.engine.greedy_exits import GreedyExits
 from effinfer.engine.policies import ExitPolicy, ExitRows
 from effinfer.engine.runner import Runner
 
@@ -35,9 +36,11 @@ def measure_costs(
         policy: that will be asked about every row with logits.
     """
 
+    natively = GreedyExits(policy) if policy is not None and GreedyExits.judges(policy) else None
+
     def run(batch: Batch) -> None:
         logits = runner.launch(batch)
-        if logits is not None:
+        if logits is not None and (natively is None or natively(logits) is None):
             _choose(runner, policy, logits)
 
     most = min(max_rows, _room(runner))
@@ -45,7 +48,9 @@ def measure_costs(
     while sizes[-1] < most:
         last = sizes[-1]
         between = [3 * last // 2] if 2 <= last < min(_FEW_ROWS, most) else []
-        sizes += [min(n, most) for n in (*between, 2 * last)]
+        sizes += [n for n in (*between, 2 * last) if n < most]
+        if 2 * last >= most:
+            sizes.append(most)
     batches = [_batch(runner, n, wanted) for n in sizes for wanted in (0, n)]
     for batch in batches:  # the first launch of a size makes its views
         run(batch)
