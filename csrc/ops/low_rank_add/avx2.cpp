@@ -1,6 +1,5 @@
 #include "ops/low_rank_add/generic.h"
 
-void effinfer::low_rank_add_avx2(const LowRankAdd& a, LowRankHalf half, int64_t begin,
-                                 int64_t end) {
-  dispatch(a, half, begin, end);
+void effinfer::low_rank_add_avx2(const LowRankAdd& a, int64_t begin, int64_t end) {
+  dispatch(a, begin, end);
 }

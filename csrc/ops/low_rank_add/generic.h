@@ -9,9 +9,9 @@ namespace {
 
 // body(rows, first) for tiles of 4, 2 or 1 rows that have one group, rows as a constant.
 template <class Body>
-EFFINFER_INLINE void each_tile(const LowRankAdd& a, Body body) {
-  for (int64_t first = 0; first < a.rows;) {
-    const auto alike = [&](int64_t row) { return row < a.rows && a.index[row] == a.index[first]; };
+EFFINFER_INLINE void each_tile(const LowRankAdd& a, int64_t begin, int64_t end, Body body) {
+  for (int64_t first = begin; first < end;) {
+    const auto alike = [&](int64_t row) { return row < end && a.index[row] == a.index[first]; };
     if (alike(first + 1) && alike(first + 2) && alike(first + 3)) {
       body(std::integral_constant<int, 4>{}, first);
       first += 4;
@@ -45,19 +45,18 @@ EFFINFER_INLINE void multiply_down(const X* x, int64_t x_stride, const W* down, 
     for (int c = 0; c < kCount; ++c) low[r * low_stride + c] = sum(sums[r][c]);
 }
 
-template <class X, class W>
-void down_half(const LowRankAdd& a, int64_t begin, int64_t end) {
-  each_tile(a, [&](auto rows, int64_t first) {
-    const X* x = static_cast<const X*>(a.x) + first * a.x_stride;
-    const W* down = static_cast<const W*>(a.down) + a.index[first] * a.rank * a.k;
-    float* low = a.low + first * a.rank;
-    constexpr int kCount = rows() == 4 ? 2 : 4;  // eight sums, or four for a lone row
-    int64_t at = begin;
-    for (; at + kCount <= end; at += kCount)
-      multiply_down<rows(), kCount>(x, a.x_stride, down + at * a.k, a.k, low + at, a.rank);
-    for (; at < end; ++at)
-      multiply_down<rows(), 1>(x, a.x_stride, down + at * a.k, a.k, low + at, a.rank);
-  });
+// The low-rank products of a tile.
+template <int kRows, class X, class W>
+EFFINFER_INLINE void down_tile(const LowRankAdd& a, int64_t first) {
+  const X* x = static_cast<const X*>(a.x) + first * a.x_stride;
+  const W* down = static_cast<const W*>(a.down) + a.index[first] * a.rank * a.k;
+  float* low = a.low + first * a.rank;
+  constexpr int kCount = kRows == 4 ? 2 : 4;  // eight sums, or four for a lone row
+  int64_t at = 0;
+  for (; at + kCount <= a.rank; at += kCount)
+    multiply_down<kRows, kCount>(x, a.x_stride, down + at * a.k, a.k, low + at, a.rank);
+  for (; at < a.rank; ++at)
+    multiply_down<kRows, 1>(x, a.x_stride, down + at * a.k, a.k, low + at, a.rank);
 }
 
 // One panel of 16 outputs for kRows rows; `outputs` of them exist.
@@ -90,42 +89,36 @@ EFFINFER_INLINE void add_panel(const float* low, int64_t low_stride, const W* pa
   }
 }
 
-template <class X, class W>
-void up_half(const LowRankAdd& a, int64_t begin, int64_t end) {
+// What those add to the tile's outputs.
+template <int kRows, class X, class W>
+EFFINFER_INLINE void up_tile(const LowRankAdd& a, int64_t first) {
   constexpr int64_t kPanel = LowRankAdd::kPanel;
-  each_tile(a, [&](auto rows, int64_t first) {
-    const int64_t group = a.index[first];
-    const W* up = static_cast<const W*>(a.up) + group * a.up_size;
-    const float* bias = a.bias != nullptr ? a.bias + group * a.n : nullptr;
-    X* y = static_cast<X*>(a.y) + first * a.y_stride;
-    const float* low = a.low + first * a.rank;
-    int64_t passed = 0;  // panels of the parts before
-    for (int p = 0; p < a.part_count; ++p) {
-      const LowRankAdd::Part part = a.parts[p];
-      const int64_t panels = part.panels();
-      const int64_t from = begin > passed ? begin - passed : 0;
-      const int64_t to = end - passed < panels ? end - passed : panels;
-      for (int64_t at = from; at < to; ++at) {
-        const int64_t column = at * kPanel, left = part.outputs - column;
-        add_panel<rows()>(low, a.rank, up + column * part.rank, part.rank,
-                          bias != nullptr ? bias + column : nullptr, y + column, a.y_stride,
-                          left < kPanel ? left : kPanel);
-      }
-      up += panels * kPanel * part.rank;
-      bias = bias != nullptr ? bias + part.outputs : nullptr;
-      y += part.outputs;
-      low += part.rank;
-      passed += panels;
+  const int64_t group = a.index[first];
+  const W* up = static_cast<const W*>(a.up) + group * a.up_size;
+  const float* bias = a.bias != nullptr ? a.bias + group * a.n : nullptr;
+  X* y = static_cast<X*>(a.y) + first * a.y_stride;
+  const float* low = a.low + first * a.rank;
+  for (int p = 0; p < a.part_count; ++p) {
+    const LowRankAdd::Part part = a.parts[p];
+    for (int64_t column = 0; column < part.outputs; column += kPanel) {
+      const int64_t left = part.outputs - column;
+      add_panel<kRows>(low, a.rank, up, part.rank, bias != nullptr ? bias + column : nullptr,
+                       y + column, a.y_stride, left < kPanel ? left : kPanel);
+      up += kPanel * part.rank;
     }
-  });
+    bias = bias != nullptr ? bias + part.outputs : nullptr;
+    y += part.outputs;
+    low += part.rank;
+  }
 }
 
-void dispatch(const LowRankAdd& a, LowRankHalf half, int64_t begin, int64_t end) {
+void dispatch(const LowRankAdd& a, int64_t begin, int64_t end) {
   with_type(a.x_type, [&](auto x) {
     with_type(a.weight_type, [&](auto weight) {
-      const auto run = half == LowRankHalf::down ? &down_half<decltype(x), decltype(weight)>
-                                                 : &up_half<decltype(x), decltype(weight)>;
-      run(a, begin, end);
+      each_tile(a, begin, end, [&](auto rows, int64_t first) {
+        down_tile<rows(), decltype(x), decltype(weight)>(a, first);
+        up_tile<rows(), decltype(x), decltype(weight)>(a, first);
+      });
     });
   });
 }

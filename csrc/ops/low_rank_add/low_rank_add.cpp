@@ -15,21 +15,29 @@ constexpr Kernel<LowRankAddFn> kKernels[] = {
     {"scalar", kScalar, low_rank_add_scalar},
 };
 
-constexpr int64_t kGrainProducts = 1 << 16;  // about 5 us: less is not worth waking a thread
+constexpr int64_t kGrainProducts = 1 << 14;  // less is not worth waking a thread
+constexpr int64_t kTile = 4;                 // rows that share the reading of their group
+
+// The first row of the tile that `row` lies in.
+int64_t tile_of(const LowRankAdd& a, int64_t row) {
+  if (row == a.rows) return row;
+  int64_t first = row;
+  while (first > 0 && a.index[first - 1] == a.index[row]) --first;
+  return row - (row - first) % kTile;
+}
 
 }  // namespace
 
 const Kernel<LowRankAddFn>& low_rank_add_kernel() { return pick(kKernels); }
 
+// Over tiles of rows: both halves in one region, and each thread reads other groups' matrices.
 void low_rank_add(const LowRankAdd& args) {
   const auto run = low_rank_add_kernel().run;
-  const auto over = [&](LowRankHalf half, int64_t items, int64_t products) {
-    parallel_ranges(items, 1 + kGrainProducts / (1 + args.rows * products),
-                    [&](int64_t begin, int64_t end, int64_t) { run(args, half, begin, end); });
-  };
-  if (args.rows == 0) return;
-  over(LowRankHalf::down, args.rank, args.k);
-  over(LowRankHalf::up, args.panels(), LowRankAdd::kPanel * args.rank / args.part_count);
+  const int64_t products = args.rank * args.k + args.up_size;
+  parallel_ranges(args.rows, 1 + kGrainProducts / (1 + products),
+                  [&](int64_t begin, int64_t end, int64_t) {
+                    run(args, tile_of(args, begin), tile_of(args, end));
+                  });
 }
 
 }  // namespace effinfer

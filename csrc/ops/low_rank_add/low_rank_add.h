@@ -46,17 +46,16 @@ struct LowRankAdd {
   }
 };
 
-// One half, for all rows: low products [begin, end) of down, or panels [begin, end) of up.
-enum class LowRankHalf : int8_t { down, up };
-using LowRankAddFn = void (*)(const LowRankAdd&, LowRankHalf, int64_t begin, int64_t end);
+// Rows [begin, end).
+using LowRankAddFn = void (*)(const LowRankAdd&, int64_t begin, int64_t end);
 
 const Kernel<LowRankAddFn>& low_rank_add_kernel();
 void low_rank_add(const LowRankAdd& args);
 
-void low_rank_add_scalar(const LowRankAdd&, LowRankHalf, int64_t, int64_t);
-void low_rank_add_avx2(const LowRankAdd&, LowRankHalf, int64_t, int64_t);
-void low_rank_add_avx512(const LowRankAdd&, LowRankHalf, int64_t, int64_t);
-void low_rank_add_neon(const LowRankAdd&, LowRankHalf, int64_t, int64_t);
+void low_rank_add_scalar(const LowRankAdd&, int64_t, int64_t);
+void low_rank_add_avx2(const LowRankAdd&, int64_t, int64_t);
+void low_rank_add_avx512(const LowRankAdd&, int64_t, int64_t);
+void low_rank_add_neon(const LowRankAdd&, int64_t, int64_t);
 
 int low_rank_add_cuda(const LowRankAdd&, void* stream);  // a cudaError_t
 
