@@ -22,8 +22,10 @@ void walk_down(const Linear& a, const LinearTask& t, const Stretch& s, int64_t p
                const Place& held, const Place& out, float* wide) {
   const int64_t k = a.k;
   const W* const weight = static_cast<const W*>(a.weight) + t.panel * k * kPanel;
+  // What is read next: panels of this task, the rest of its k, or the next task.
   const W* const following = p + width < t.panels ? weight + ((p + width) * k + s.begin) * kPanel
-                                                  : weight + s.end * kPanel;
+                             : s.end < k          ? weight + s.end * kPanel
+                                                  : weight + t.panels * k * kPanel;
   TileArgs<W> args = {};
   args.panel_stride = k * kPanel;
   args.w = weight + (p * k + s.begin) * kPanel;
@@ -37,7 +39,8 @@ void walk_down(const Linear& a, const LinearTask& t, const Stretch& s, int64_t p
     args.ahead = reinterpret_cast<const char*>(next);
     if (left == 0) {
       args.after = out;
-      for (int64_t i = 0; i < width; ++i) prefetch_start(following + i * args.panel_stride);
+      for (int64_t i = 0; i < width && !strips_prefetch<W>(t.rows, width); ++i)
+        prefetch_start(following + i * args.panel_stride);
     }
     multiply<W>(args, width, t.rows, wide);
     if (left == 0) return;
@@ -49,10 +52,8 @@ void walk_down(const Linear& a, const LinearTask& t, const Stretch& s, int64_t p
 
 template <class X, class W>
 void run(const Linear& a, const LinearTask& t) {
-  const bool narrow = t.rows <= (sizeof(W) == sizeof(float) ? kTileHeight : 2);
-  const int64_t group = narrow || in_turns<W>(t.rows) ? kMaxGroup
-                        : takes_two(a.epilogue)       ? 2
-                                                      : kTilePanels;
+  const bool streams = t.rows <= 2 || in_strips<W>(t.rows) || in_turns<W>(t.rows);
+  const int64_t group = streams ? kMaxGroup : takes_two(a.epilogue) ? 2 : kTilePanels;
   run_panels<X>(a, t, group,
                 [&](const Stretch& s, int64_t p, int64_t width, const Place& held, const Place& out,
                     float* wide) { walk_down<W>(a, t, s, p, width, held, out, wide); });

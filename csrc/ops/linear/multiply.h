@@ -102,7 +102,7 @@ template <class W>
 void multiply(TileArgs<W> args, int64_t panels, int64_t rows, float* wide) {
   if (rows == 1) return stream_panels<1, kMaxGroup, W>(args, panels);
   if constexpr (sizeof(W) == sizeof(float)) {
-    if (rows <= kTileHeight) return strip_panels(args, panels, rows, wide);
+    if (in_strips<W>(rows)) return strip_panels(args, panels, rows, wide);
     if constexpr (kTilePanels == 1) {
       if (in_turns<W>(rows) && panels == kMaxGroup) return sweep_group(args, rows);
     }
