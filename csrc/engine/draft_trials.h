@@ -35,7 +35,7 @@ class DraftTrials {
   static constexpr double kLeastTimed = 0.02;
   // Epochs from one trial of the slower way to the next; twice as many after each that it lost.
   static constexpr int kWait = 32, kMostWait = 4096;
-  static constexpr double kGain = 1.01;      // drafts must give more than noise
+  static constexpr double kGain = 1.05;      // more than noise, and than prompts out of step cost
   static constexpr double kInterrupted = 4;  // times what a launch takes
   static constexpr int kLevels = 8;
 
