@@ -128,7 +128,8 @@ void run_fixed(py::handle x_, py::handle threshold_, py::handle packed_, int64_t
   if (args.threshold == nullptr) reject(kOp, "threshold", "be given", "None");
   const int64_t terms = std::max<int64_t>(args.channels * args.kernel[0] * args.kernel[1], 1);
   const int32_t most_gain = std::bit_width(static_cast<uint64_t>(kFixedLimit / terms)) - 1;
-  const auto per_output = [&](const char* arg, py::handle object, int32_t least, int32_t most) {
+  const auto per_output = [&](const char* arg, py::handle object, [[maybe_unused]] int32_t least,
+                              [[maybe_unused]] int32_t most) {
     const Tensor t = want(kOp, arg, object, kI32, {args.n});
     if (!t.is_contiguous()) reject(kOp, arg, "be contiguous", "a strided view");
     const auto* const values = t.as<const int32_t>();
