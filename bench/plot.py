@@ -1,4 +1,4 @@
-"""Draws docs/speed.png from bench/results/models.json: speed over stock transformers, 1 thread.
+"""Draws docs/speed.png from bench/results: speed over stock transformers, 1 thread.
 
 python -m bench.plot
 """
@@ -16,24 +16,34 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[1]
 SIDES = {"transformers": "#b0b0b0", "llama.cpp": "#6a9bc3", "effinfer": "#d1495b"}
 GROUPS = {
-    "Mamba-130M\nprefill 512": "mamba-130m prefill  512, threads=1",
-    "Mamba-130M\nprefill 2048": "mamba-130m prefill 2048, threads=1",
-    "Mamba-130M\ndecode": "mamba-130m decode batch 1, threads=1",
-    "Mamba-130M\ndecode, batch 8": "mamba-130m decode batch 8, threads=1",
-    "Mamba-2-130M\nprefill 512": "mamba2-130m prefill  512, threads=1",
-    "Mamba-2-130M\ndecode": "mamba2-130m decode batch 1, threads=1",
-    "Mamba-2-130M\ndecode, batch 8": "mamba2-130m decode batch 8, threads=1",
+    "Mamba-130M\nprefill 512": ("models", "mamba-130m prefill  512, threads=1"),
+    "Mamba-130M\nprefill 2048": ("models", "mamba-130m prefill 2048, threads=1"),
+    "Mamba-130M\ndecode": ("models", "mamba-130m decode batch 1, threads=1"),
+    "Mamba-130M\ndecode, batch 8": ("models", "mamba-130m decode batch 8, threads=1"),
+    "Mamba-2-130M\nprefill 512": ("models", "mamba2-130m prefill  512, threads=1"),
+    "Mamba-2-130M\ndecode": ("models", "mamba2-130m decode batch 1, threads=1"),
+    "Mamba-2-130M\ndecode, batch 8": ("models", "mamba2-130m decode batch 8, threads=1"),
+    "engine: 64 requests,\nllama of 8 x 512": (
+        "engine_throughput",
+        "mixed, llama 8 x 512, threads=1",
+    ),
 }
 
 
 def main() -> None:
-    data = json.loads((ROOT / "bench" / "results" / "models.json").read_text())
-    measured = {label: case for label, case in GROUPS.items() if case in data["cases"]}
-    figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
+    results = {
+        name: json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+        for name in ("models", "engine_throughput")
+    }
+    measured = {
+        label: results[name]["cases"][case]
+        for label, (name, case) in GROUPS.items()
+        if case in results[name]["cases"]
+    }
+    figure, axes = plt.subplots(figsize=(11, 4), layout="constrained")
     width = 0.8 / len(SIDES)
     for place, (side, colour) in enumerate(SIDES.items()):
-        for group, case in enumerate(measured.values()):
-            entry = data["cases"][case]
+        for group, entry in enumerate(measured.values()):
             rates = {
                 name: entry["work"]["tok/s"] / spread["median"] * 1e3
                 for name, spread in entry["ms"].items()
@@ -46,7 +56,8 @@ def main() -> None:
     axes.set_ylabel("speed over transformers")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, ncols=len(SIDES), loc="outside lower center")
-    cpu, isa = data["machine"]["cpu"], data["machine"]["isa"]
+    machine = results["models"]["machine"]
+    cpu, isa = machine["cpu"], machine["isa"]
     best = "AVX-512" if "avx512f" in isa else "AVX2"
     axes.set_title(f"float32, 1 thread, {cpu} ({best}); tokens/s above the bars", fontsize=9.5)
     figure.savefig(ROOT / "docs" / "speed.png", dpi=150)
