@@ -20,7 +20,7 @@ def register_with_transformers() -> None:
     recursive.register_with_transformers()
 
 
-def load_model(model_dir: Path) -> tuple[Any, Any]:
+def load_model(model_dir: str | Path) -> tuple[Any, Any]:
     """Model (in eval mode, float32 or low-bit) and tokenizer of a local Hugging Face folder, or of a
     GGUF file.
 
@@ -30,6 +30,7 @@ def load_model(model_dir: Path) -> tuple[Any, Any]:
 
     from effinfer.quant.loaders.load import is_quantized, load_quantized
 
+    model_dir = Path(model_dir)
     register_with_transformers()  # for folders that effinfer saved
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if model_dir.suffix == ".gguf":

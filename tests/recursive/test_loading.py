@@ -30,7 +30,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 @torch.no_grad()
 def test_same_bits(folder: Path):
-    model, _ = load_model(folder)
+    model, _ = load_model(str(folder))
     saved = tiny_model(kv_policy="first")
     assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.state_dict().items())
     ids = random_tokens(2, 8)
