@@ -6,7 +6,7 @@ The carried recursive models read docstrings of the standard library and draft w
 loop says. The model of 30 M parameters has random weights: what its loops say is replayed, "sure"
 drafts alone (49 % of tokens, 0.905 of them right after one loop), "all" (0.716, and after two and three
 loops 0.853 and 0.928), or none right. Its early and last logits are computed, then overruled. Slots
-never empty.
+never empty, and both sides read the same packed weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ import torch
 from transformers import AutoTokenizer
 
 from bench.peers.common import OURS, Side, arguments, measure
-from bench.peers.recursive_sides import LOOPS, VOCAB, Array, Busy, Judged, random_model
+from bench.peers.recursive_sides import (
+    LOOPS,
+    VOCAB,
+    Array,
+    Busy,
+    Judged,
+    Packed,
+    random_model,
+)
 from bench.workloads import NO_DRAFT, load_drafts
 from effinfer.engine.batch import Batch
 from effinfer.engine.policies import ExitPolicy, margin
-from effinfer.engine.runner import Runner, make_runner
+from effinfer.engine.runner import Runner
 from effinfer.engine.wrappers import WrappedRunner
 from effinfer.loading import load_model
 from effinfer.models import recursive_demo_path
@@ -71,7 +79,7 @@ def docstrings(loops: int) -> list[list[int]]:
 
 def compare(
     name: str,
-    models: tuple[Any, Any],
+    models: tuple[Runner, Runner],
     batch: int,
     tokens: int,
     policy: ExitPolicy,
@@ -103,12 +111,13 @@ def main() -> None:
     args = arguments(__doc__)
     torch.set_num_threads(args.threads)
     for loops in (4, 2):
-        model, prompts = load_model(recursive_demo_path(loops))[0], docstrings(loops)
+        packed, prompts = Packed(load_model(recursive_demo_path(loops))[0]), docstrings(loops)
         for batch in (1, 4, 8, 16, 64):
             name = f"carried, {loops} loops"
             if args.cases in f"{name}, batch {batch}, threads={args.threads}":
-                compare(name, (model, model), batch, 96, margin(-1.0), args, prompts)
-    model = random_model("depth")
+                models = (packed.runner(), packed.runner())
+                compare(name, models, batch, 96, margin(-1.0), args, prompts)
+    packed = Packed(random_model("depth"))
     recordings = {name: load_drafts(name) for name in ("sure", "all")}
     recordings["wrong"] = np.full_like(recordings["all"], LOOPS)
     for kind, drafts in recordings.items():
@@ -116,8 +125,8 @@ def main() -> None:
         for batch in (1, 4, 8, *((16,) if kind == "wrong" else ())):
             name = f"30 M, {kind} drafts"
             if args.cases in f"{name}, batch {batch}, threads={args.threads}":
-                models = tuple(ReplayedDrafts(make_runner(model), drafts) for _ in range(2))
-                compare(name, models, batch, 32, fires, args)
+                ours, plain = (ReplayedDrafts(packed.runner(), drafts) for _ in range(2))
+                compare(name, (ours, plain), batch, 32, fires, args)
 
 
 if __name__ == "__main__":
