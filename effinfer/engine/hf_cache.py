@@ -308,10 +308,21 @@ class SlotCache(LaunchCache):
     ) -> None:
         """Keys and values (1, H, T, D) into pages of heads of D or more numbers."""
         heads, size = keys.shape[-2:]
-        rows = torch.cat(
-            [pad(new[0].transpose(0, 1), (0, size - new.shape[3])) for new in (key, value)], 1
-        ).flatten(1)
-        rope_write(rows, None, None, keys, values, self._batch.kv_slots, q_heads=0, kv_heads=heads)
+        count, narrowest = key.shape[2], min(key.shape[3], value.shape[3])
+        new = key.new_empty if narrowest == size else key.new_zeros  # zeros beside narrow ones
+        rows = new(count, 2 * heads, size)
+        rows[:, :heads, : key.shape[3]] = key[0].transpose(0, 1)
+        rows[:, heads:, : value.shape[3]] = value[0].transpose(0, 1)
+        rope_write(
+            rows.flatten(1),
+            None,
+            None,
+            keys,
+            values,
+            self._batch.kv_slots,
+            q_heads=0,
+            kv_heads=heads,
+        )
 
     def mix(self, mixer: Any, hidden: torch.Tensor, direct: Any, norm: Any) -> torch.Tensor:
         """As ``LaunchCache.mix``: segments of one length together."""

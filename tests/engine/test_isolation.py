@@ -7,9 +7,8 @@ import pytest
 from effinfer import SamplingParams
 from effinfer.engine import policies
 from effinfer.engine.engine import EngineClosed
-from tests.engine.test_engine import make, prompt_of
 from tests.engine.test_engine_models import MODELS, alone, engine_of, recursive
-from tests.engine.toy import Letters, serial
+from tests.engine.toy import Letters, make, prompt_of, serial
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BAD = 7

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from effinfer.engine.engine import Engine
 from effinfer.engine.runner import RunnerSpec
 from effinfer.engine.sampling import RowParams, sample
 
@@ -135,3 +136,17 @@ class Letters:
 
     def __call__(self, text):
         return {"input_ids": [ord(c) - ord("A") for c in text]}
+
+
+def make(loops=1, **options):
+    """An engine over a toy of so many loops, or over ``runner=``."""
+    options = {"max_slots": 4, "token_budget": 12, "prefill_chunk": 5, **options}
+    runner = options.pop("runner", None) or ToyRunner(loops)
+    if options.get("mode") == "lossless" or options.get("max_ngram"):
+        options.setdefault("costs", [1.0 + 0.01 * n for n in range(options["token_budget"])])
+    return Engine(runner, **options)
+
+
+def prompt_of(seed, length):
+    """A prompt without POISON, the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, POISON, length).tolist()
