@@ -123,4 +123,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestCarried = Machine.TestCase
-TestCarried.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestCarried.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
